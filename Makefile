@@ -1,0 +1,46 @@
+# What people type. Every target first makes sure that .venv is there and fits the project (scripts/setup.sh).
+PYTHON := .venv/bin/python
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+TASK := $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(if $(SEED),--seed $(SEED)) $(if $(DEVICE),--device $(DEVICE))
+CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train evaluate video preview doctor test lint clean
+
+help: ## list the targets and their options
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "Options: ENV=reach-multiview (or any Gymnasium id with CAMERAS=file.yaml)  RUN=name  SEED=0  DEVICE=auto|cpu|cuda"
+	@echo "         ARGS=\"--total-steps 20000\"  (any option of the program; ARGS=--help lists them)"
+	@echo "Set-up:  INTERPRETER=python3.12 (default: the first Python >= 3.11 found)"
+	@echo "         TORCH_INDEX=<package index>  takes torch from there, e.g. an index of small CPU-only builds;"
+	@echo "         the default build brings CUDA, several GB on Linux. Your own pip configuration is respected."
+
+setup: ## create or update .venv
+	@INTERPRETER="$(INTERPRETER)" TORCH_INDEX="$(TORCH_INDEX)" bash scripts/setup.sh
+
+train: setup ## train 3D keypoints and a policy together: make train ENV=reach-multiview
+	@$(PYTHON) -m experiments.train $(TASK) $(CAMERA) $(ARGS)
+
+evaluate: setup ## success and return of a run on fixed seeds: make evaluate ENV=… RUN=…
+	@$(PYTHON) -m experiments.evaluate $(TASK) $(ARGS)
+
+video: setup ## an mp4 of a run with its keypoints drawn in: make video ENV=… RUN=…
+	@$(PYTHON) -m experiments.video $(TASK) $(ARGS)
+
+preview: setup ## one picture of all views of an environment: make preview ENV=…
+	@$(PYTHON) -m experiments.preview $(if $(ENV),--env $(ENV)) $(CAMERA) $(ARGS)
+
+doctor: setup ## versions, renderer, speed, and what to fix
+	@$(PYTHON) -m experiments.doctor $(ARGS)
+
+test: setup ## the tests, with coverage of kp3d_rl and agents
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) \
+		--cov=kp3d_rl --cov=agents --cov-fail-under=90 $(ARGS)
+
+lint: setup ## ruff over everything
+	@$(PYTHON) -m ruff check .
+
+clean: ## remove .venv, caches and build leftovers (runs stay)
+	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
