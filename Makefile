@@ -20,19 +20,19 @@ setup: ## create or update .venv
 	@INTERPRETER="$(INTERPRETER)" TORCH_INDEX="$(TORCH_INDEX)" bash scripts/setup.sh
 
 train: setup ## train 3D keypoints and a policy together: make train ENV=reach-multiview
-	@$(PYTHON) -m experiments.train $(TASK) $(CAMERA) $(ARGS)
+	@exec $(PYTHON) -m experiments.train $(TASK) $(CAMERA) $(ARGS)
 
 evaluate: setup ## success and return of a run on fixed seeds: make evaluate ENV=… RUN=…
-	@$(PYTHON) -m experiments.evaluate $(TASK) $(ARGS)
+	@exec $(PYTHON) -m experiments.evaluate $(TASK) $(ARGS)
 
 video: setup ## an mp4 of a run with its keypoints drawn in: make video ENV=… RUN=…
-	@$(PYTHON) -m experiments.video $(TASK) $(ARGS)
+	@exec $(PYTHON) -m experiments.video $(TASK) $(ARGS)
 
 preview: setup ## one picture of all views of an environment: make preview ENV=…
-	@$(PYTHON) -m experiments.preview $(if $(ENV),--env $(ENV)) $(CAMERA) $(ARGS)
+	@exec $(PYTHON) -m experiments.preview $(if $(ENV),--env $(ENV)) $(CAMERA) $(ARGS)
 
 doctor: setup ## versions, renderer, speed, and what to fix
-	@$(PYTHON) -m experiments.doctor $(ARGS)
+	@exec $(PYTHON) -m experiments.doctor $(ARGS)
 
 test: setup ## the tests, with coverage of kp3d_rl and agents
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) \
