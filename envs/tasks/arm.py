@@ -1,0 +1,139 @@
+"""What every task with our arm shares: loading, Cartesian control of the gripper, resetting, and what the arm feels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from gymnasium import spaces
+
+from envs.cameras import CameraSpec, WorkspaceSpec
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+CONTROL_STEP = 0.05  # seconds: 20 actions per second
+ACTION_SCALE = 0.04  # metres per control step at full action
+SETTLE_TOLERANCE = 1e-3  # metres
+SETTLE_SECONDS = 2.0
+FINGER_STROKE = 0.035  # metres, as in arm.xml
+
+
+class ArmEnv(gym.Env):
+    """A task for the arm of ``assets/arm.xml``, observed by its simulator state.
+
+    Action (4,) in [-1, 1]: the gripper's displacement along the world's x, y, z (1 is 4 cm per control step) and the
+    gripper's closing (1 shut, -1 open). The commanded position stays inside the workspace box; the arm follows it
+    through a weld, as in Meta-World and Fetch. An episode always lasts ``horizon`` steps and is then truncated.
+
+    A task subclasses this and says where things start (:meth:`place`), what they mean (:meth:`reward`,
+    :meth:`success`) and what a policy without eyes would have to know (:meth:`task_state`).
+    """
+
+    metadata = {"render_modes": [], "render_fps": round(1 / CONTROL_STEP)}
+    cameras: tuple[CameraSpec, ...] = ()
+    workspace: WorkspaceSpec
+    movable: tuple[str, ...] = ()
+    probe_bodies: tuple[str, ...] = ("end_effector",)
+    horizon: int = 50
+    defines_success = True
+
+    def __init__(self, model_file: str) -> None:
+        """:param model_file: name of the task's MJCF in ``envs/assets``; it must include ``arm.xml``."""
+        self.fullpath = str(ASSETS / model_file)
+        self.model = mujoco.MjModel.from_xml_path(self.fullpath)
+        self.data = mujoco.MjData(self.model)
+        self._substeps = round(CONTROL_STEP / self.model.opt.timestep)
+        self._hand = self.model.body("hand_target").mocapid[0]
+        self._end_effector = self.model.body("end_effector").id
+        self._fingers = self.model.jnt_qposadr[[self.model.joint(f"{side}_finger_slide").id for side in ("left", "right")]]
+        self._low = np.subtract(self.workspace.centre, self.workspace.half_extents)
+        self._high = np.add(self.workspace.centre, self.workspace.half_extents)
+        self._elapsed = 0
+        self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
+        size = self.proprio().size + self.task_state().size
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    # What a task defines.
+
+    def place(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw a start: move the task's things in ``self.model`` and ``self.data``.
+
+        :return: (3,) where the gripper starts, world metres, inside the workspace box.
+        """
+        raise NotImplementedError
+
+    def reward(self) -> float:
+        """Reward of the present state, in [0, 1]."""
+        raise NotImplementedError
+
+    def success(self) -> bool:
+        """Whether the present state solves the task."""
+        raise NotImplementedError
+
+    def task_state(self) -> np.ndarray:
+        """(S,) what only the simulator knows about the task, in normalised workspace coordinates."""
+        raise NotImplementedError
+
+    # What is the same for all of them.
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Start an episode; the same seed gives the same episode."""
+        super().reset(seed=seed)
+        mujoco.mj_resetDataKeyframe(self.model, self.data, self.model.key("home").id)
+        self._elapsed = 0
+        start = self.place(self.np_random)
+        self._settle(np.clip(start, self._low, self._high))
+        return self._observation(), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """Apply one action for one control step."""
+        action = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
+        start = self.data.mocap_pos[self._hand].copy()
+        goal = np.clip(start + ACTION_SCALE * action[:3], self._low, self._high)
+        self.data.ctrl[:] = 0.5 * FINGER_STROKE * (1.0 - action[3])
+        for substep in range(self._substeps):  # in small pieces: a jump of 4 cm would kick the arm
+            self.data.mocap_pos[self._hand] = start + (goal - start) * ((substep + 1) / self._substeps)
+            mujoco.mj_step(self.model, self.data)
+        self._refresh()
+        self._elapsed += 1
+        return self._observation(), self.reward(), False, self._elapsed >= self.horizon, self._info()
+
+    @property
+    def end_effector(self) -> np.ndarray:
+        """(3,) the point between the fingertips, world metres."""
+        return self.data.xpos[self._end_effector]
+
+    def proprio(self) -> np.ndarray:
+        """(7,) float32, what the arm feels: the end effector's position (1 at the workspace's walls), its velocity
+        (1 at full speed) and the gripper's opening (-1 shut, 1 open). Nothing about the task's things."""
+        velocity = np.zeros(6)
+        mujoco.mj_objectVelocity(self.model, self.data, mujoco.mjtObj.mjOBJ_XBODY, self._end_effector, velocity, 0)
+        opening = self.data.qpos[self._fingers].mean() / FINGER_STROKE * 2.0 - 1.0
+        position = self.workspace.normalise(self.end_effector)
+        return np.concatenate([position, velocity[3:] * (CONTROL_STEP / ACTION_SCALE), [opening]]).astype(np.float32)
+
+    def _settle(self, start: np.ndarray) -> None:
+        """Bring the gripper to its start and to rest, before the episode begins."""
+        self.data.mocap_pos[self._hand] = start
+        self.data.ctrl[:] = FINGER_STROKE
+        for _ in range(round(SETTLE_SECONDS / self.model.opt.timestep)):
+            mujoco.mj_step(self.model, self.data)
+            at_rest = np.abs(self.data.qvel).max() < 0.02
+            if at_rest and np.linalg.norm(self.end_effector - start) < SETTLE_TOLERANCE:
+                break
+        self.data.qvel[:] = 0.0
+        self.data.time = 0.0
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Bring positions and velocities up to the present state (mj_step leaves them one substep behind)."""
+        mujoco.mj_fwdPosition(self.model, self.data)
+        mujoco.mj_fwdVelocity(self.model, self.data)
+
+    def _observation(self) -> np.ndarray:
+        return np.concatenate([self.proprio(), self.task_state()]).astype(np.float32)
+
+    def _info(self) -> dict[str, Any]:
+        return {"is_success": bool(self.success())}

@@ -1,0 +1,60 @@
+"""Reach: bring the gripper to a ball that hangs in the air. Seeing the ball is the whole difficulty."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from envs.cameras import CameraSpec, WorkspaceSpec
+from envs.tasks.arm import ArmEnv
+
+SUCCESS_DISTANCE = 0.05  # metres
+REWARD_LENGTHS = (0.20, 0.05)  # metres: one shaping for the way there, one for the last centimetres
+TARGET_HALF_EXTENTS = (0.20, 0.20, 0.15)  # the ball's box: 40 x 40 x 30 cm around the workspace's centre
+START_HALF_EXTENTS = (0.10, 0.10, 0.07)  # the gripper's start
+
+_CENTRE = (0.55, 0.0, 0.22)
+
+
+class ReachEnv(ArmEnv):
+    """Reach with simulator state: proprio, the ball, and the way to it (see :class:`~envs.tasks.arm.ArmEnv`)."""
+
+    workspace = WorkspaceSpec(centre=_CENTRE, half_extents=(0.22, 0.22, 0.17))
+    cameras = (
+        CameraSpec("front_left", position=(1.06, 0.87, 0.62), look_at=_CENTRE),
+        CameraSpec("front_right", position=(1.06, -0.87, 0.62), look_at=_CENTRE),
+        CameraSpec("overhead", position=(0.95, 0.0, 1.30), look_at=_CENTRE),
+    )
+    movable = ("target",)
+    probe_bodies = ("end_effector", "target")
+    horizon = 50
+
+    def __init__(self) -> None:
+        super().__init__("reach.xml")
+
+    def place(self, rng: np.random.Generator) -> np.ndarray:
+        self.data.mocap_pos[self._target_mocap] = rng.uniform(-1.0, 1.0, 3) * TARGET_HALF_EXTENTS + _CENTRE
+        return rng.uniform(-1.0, 1.0, 3) * START_HALF_EXTENTS + _CENTRE
+
+    @property
+    def target(self) -> np.ndarray:
+        """(3,) the ball's centre, world metres."""
+        return self.data.mocap_pos[self._target_mocap]
+
+    @property
+    def distance(self) -> float:
+        """Metres from the end effector to the ball's centre."""
+        return float(np.linalg.norm(self.end_effector - self.target))
+
+    def reward(self) -> float:
+        return float(np.mean([1.0 - np.tanh(self.distance / length) for length in REWARD_LENGTHS]))
+
+    def success(self) -> bool:
+        return self.distance < SUCCESS_DISTANCE
+
+    def task_state(self) -> np.ndarray:
+        target = self.workspace.normalise(self.target)
+        return np.concatenate([target, target - self.workspace.normalise(self.end_effector)]).astype(np.float32)
+
+    @property
+    def _target_mocap(self) -> int:
+        return self.model.body("target").mocapid[0]
