@@ -1,0 +1,147 @@
+"""Points from several views: weighted fusion, triangulation, rigid alignment.
+
+Conventions (axes, pixels, shapes) are those of :mod:`kp3d_rl`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kp3d_rl.cameras import Rig
+
+
+def fuse(points: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over the views.
+
+    Source: Chen, Abbeel, Pathak, "Unsupervised Learning of Visual 3D Keypoints for Control", ICML 2021: weights are
+    normalised across cameras.
+
+    :param points: (..., V, K, 3), each view's opinion of each point.
+    :param weights: (..., V, K), not negative. Where all views of a point weigh 0, they count equally.
+    :return: (..., K, 3).
+    """
+    return (points * _normalise(weights, -2).unsqueeze(-1)).sum(-3)
+
+
+def triangulate(rig: Rig, uv: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The 3D points that several views see, by weighted linear least squares (direct linear transform).
+
+    The equations are those of Hartley and Zisserman, "Multiple View Geometry", 12.2, in the inhomogeneous form and in
+    normalised coordinates; they are solved in float64 about the middle of the cameras, so that the answer does not
+    depend on where the world's origin lies. The error that they weigh is the offset in the image plane times the depth.
+
+    :param rig: the cameras, batch dimensions broadcast.
+    :param uv: (..., V, K, 2) pixels.
+    :param weights: (..., V, K), not negative; each view's share of the squared error; None counts all equally.
+    :return: (..., K, 3) world metres; NaN (without gradient) where fewer than two views have weight, or all rays are
+        parallel.
+    """
+    dtype = uv.dtype
+    rig, uv = rig.to(torch.float64), uv.double()
+    plane = rig.unproject(uv, torch.ones_like(uv[..., 0]))  # the pixel's point at depth 1
+    origin = rig.centres.mean(-2, keepdim=True)
+    centre = (rig.centres - origin).unsqueeze(-2)
+    rotation = rig.rotations
+    # Along a ray, R_x . (p - c) = x R_z . (p - c), and the same for y: one row of the equations each.
+    image = (plane - rig.centres.unsqueeze(-2)) @ rotation
+    axes = rotation.mT.unsqueeze(-3)  # (..., V, 1, 3, 3): rows are the camera's axes in the world
+    rows = axes[..., :2, :] - image[..., :2].unsqueeze(-1) * axes[..., 2:, :]  # (..., V, K, 2, 3)
+    right = (rows * centre.unsqueeze(-2)).sum(-1)  # (..., V, K, 2)
+    weighted = rows if weights is None else rows * weights.double()[..., None, None]
+    normal = torch.einsum("...vkri,...vkrj->...kij", weighted, rows)
+    moment = torch.einsum("...vkri,...vkr->...ki", weighted, right)
+    return (_solve_or_nan(normal, moment) + origin).to(dtype)
+
+
+def align(
+    source: Tensor, target: Tensor, weights: Tensor | None = None, scale: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The motion that takes points closest to others: ``target ~ scale * source @ rotation.mT + translation``.
+
+    Kabsch's solution with Umeyama's scale ("Least-squares estimation of transformation parameters between two point
+    patterns", 1991); the rotation is never a reflection, and its gradient stays finite where singular values coincide.
+
+    :param source: (..., K, 3).
+    :param target: (..., K, 3).
+    :param weights: (..., K), not negative; None counts all points equally.
+    :param scale: whether to estimate a scale too; otherwise it is 1.
+    :return: rotation (..., 3, 3), translation (..., 3), scale (...).
+    """
+    source, target = torch.broadcast_tensors(source, target)
+    weights = torch.ones_like(source[..., 0]) if weights is None else weights
+    share = _normalise(weights, -1).unsqueeze(-1)
+    mean_source, mean_target = (share * source).sum(-2), (share * target).sum(-2)
+    centred = source - mean_source.unsqueeze(-2)
+    covariance = (share * (target - mean_target.unsqueeze(-2))).mT @ centred
+    rotation = nearest_rotation(covariance)
+    if scale:
+        variance = (share * centred.square()).sum((-2, -1))
+        factor = (rotation * covariance).sum((-2, -1)) / variance.clamp(min=torch.finfo(variance.dtype).tiny)
+    else:
+        factor = torch.ones_like(mean_source[..., 0])
+    moved = factor.unsqueeze(-1) * (rotation @ mean_source.unsqueeze(-1)).squeeze(-1)
+    return rotation, mean_target - moved, factor
+
+
+def nearest_rotation(matrix: Tensor) -> Tensor:
+    """The rotation R that maximises trace(R^T matrix): the special orthogonal Procrustes solution.
+
+    :param matrix: (..., 3, 3).
+    :return: (..., 3, 3), orthonormal with determinant +1.
+    """
+    return _NearestRotation.apply(matrix)
+
+
+def rotation_angle(first: Tensor, second: Tensor) -> Tensor:
+    """The angle between two rotations, (..., 3, 3) each -> (...) radians in [0, pi].
+
+    The gradient is finite everywhere: it is zero at exactly 0 and pi, where the angle has a kink.
+    """
+    relative = first.mT @ second
+    skew = relative - relative.mT
+    sine = 0.5 * torch.linalg.vector_norm(torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], -1), dim=-1)
+    cosine = 0.5 * (relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
+    return torch.atan2(sine, cosine)
+
+
+class _NearestRotation(torch.autograd.Function):
+    """Procrustes with its own derivative: that of the SVD divides by s_i - s_j, the rotation only needs s_i + s_j."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, matrix: Tensor) -> Tensor:
+        u, s, vh = torch.linalg.svd(matrix)
+        sign = torch.ones_like(s)
+        sign[..., 2] = torch.sign(torch.linalg.det(u) * torch.linalg.det(vh))
+        rotation = (u * sign.unsqueeze(-2)) @ vh
+        ctx.save_for_backward(rotation, s * sign, vh)
+        return rotation
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        rotation, s, vh = ctx.saved_tensors
+        tangent = rotation.mT @ gradient
+        tangent = vh @ (tangent - tangent.mT) @ vh.mT
+        total = s.unsqueeze(-1) + s.unsqueeze(-2)
+        small = total.abs() <= torch.finfo(s.dtype).eps * s[..., :1, None].clamp(min=torch.finfo(s.dtype).tiny)
+        tangent = torch.where(small, 0.0, tangent / torch.where(small, 1.0, total))
+        return rotation @ (vh.mT @ tangent @ vh)
+
+
+def _normalise(weights: Tensor, dim: int) -> Tensor:
+    """Weights that sum to 1 along ``dim``; equal ones where all are 0."""
+    total = weights.sum(dim, keepdim=True)
+    empty = total <= torch.finfo(weights.dtype).tiny
+    return torch.where(empty, 1.0 / weights.shape[dim], weights / torch.where(empty, 1.0, total))
+
+
+def _solve_or_nan(normal: Tensor, moment: Tensor) -> Tensor:
+    """Solve (..., 3, 3) normal equations; NaN with zero gradient where they are singular."""
+    trace = normal.diagonal(dim1=-2, dim2=-1).sum(-1)
+    solvable = torch.linalg.det(normal.detach()) > 1e-14 * (trace / 3) ** 3
+    eye = torch.eye(3, dtype=normal.dtype, device=normal.device)
+    safe = torch.where(solvable[..., None, None], normal, eye)
+    solution = torch.linalg.solve(safe, moment.unsqueeze(-1)).squeeze(-1)
+    return torch.where(solvable.unsqueeze(-1), solution, torch.nan)
