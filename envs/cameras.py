@@ -161,9 +161,11 @@ class CameraRig:
 def read_rig(
     model: mujoco.MjModel,
     data: mujoco.MjData,
+    camera_ids: Sequence[int],
     names: Sequence[str],
     height: int,
     width: int,
+    *,
     origin: np.ndarray | None = None,
     moving: bool = False,
 ) -> CameraRig:
@@ -171,17 +173,18 @@ def read_rig(
 
     :param model: compiled model that holds the cameras.
     :param data: its data, after ``mj_camlight``.
-    :param names: V camera names.
+    :param camera_ids: V ids of cameras in ``model``.
+    :param names: V names that the rig gives them.
     :param height: image height, pixels.
     :param width: image width, pixels.
     :param origin: (3,) world position that becomes the origin of the poses; None is the world's.
     :param moving: stored in the rig.
-    :raises UserError: for an unknown camera, or one that is defined by sensor size and principal point or is
-        orthographic: only perspective cameras defined by a vertical field of view are supported, because the sign of
-        the principal point differs between MuJoCo versions.
+    :raises UserError: for a camera that is defined by sensor size and principal point or is orthographic: only
+        perspective cameras defined by a vertical field of view are supported, because the sign of the principal point
+        differs between MuJoCo versions.
     """
-    ids = np.array([_camera_id(model, name) for name in names], dtype=int)
-    intrinsics = np.stack([_intrinsics(model, camera, height, width) for camera in ids])
+    ids = np.asarray(camera_ids, dtype=int)
+    intrinsics = np.stack([_intrinsics(model, int(camera), height, width) for camera in ids])
     return CameraRig(tuple(names), intrinsics, read_poses(data, ids, origin), height, width, moving)
 
 
@@ -280,13 +283,6 @@ def _numbers(value: Any, length: int, what: str) -> tuple[float, ...]:
     if len(numbers) != length or not np.all(np.isfinite(numbers)):
         raise UserError(f"{what} is {value!r}; it must be {length} finite numbers")
     return numbers
-
-
-def _camera_id(model: mujoco.MjModel, name: str) -> int:
-    camera = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, name)
-    if camera < 0:
-        raise unknown("camera", name, [model.camera(index).name for index in range(model.ncam)])
-    return camera
 
 
 def _intrinsics(model: mujoco.MjModel, camera: int, height: int, width: int) -> np.ndarray:

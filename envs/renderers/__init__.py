@@ -1,0 +1,52 @@
+"""Renderers: from a synced visual model to images of all its cameras. ``gl`` is OpenGL, ``warp`` a ray tracer.
+
+Both have one small interface, :class:`Renderer`. Nothing is initialised before the first image is asked for, so that an
+environment can be built, pickled and sent to a worker process without any OpenGL.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from envs.errors import unknown
+from envs.visual_model import VisualModel
+
+RENDERERS = ("auto", "gl", "warp")
+
+
+class Renderer(Protocol):
+    """What a renderer does. Images are fresh arrays, row 0 is the top row."""
+
+    name: str
+
+    def render(self, visual: VisualModel, height: int, width: int) -> np.ndarray:
+        """(V, height, width, 3) uint8: what each camera sees."""
+
+    def segment(self, visual: VisualModel, height: int, width: int) -> np.ndarray:
+        """(V, height, width) int32: the geom id that each pixel shows, -1 for none."""
+
+    def close(self) -> None:
+        """Free what was allocated; calling it again, or rendering again afterwards, is allowed."""
+
+
+def make_renderer(kind: str = "auto") -> Renderer:
+    """Make a renderer; it allocates nothing before its first image.
+
+    :param kind: "gl", "warp", or "auto": gl where OpenGL can be had, else warp where it is installed.
+    :raises UserError: for an unknown kind.
+    """
+    if kind == "gl":
+        from envs.renderers.gl import GLRenderer
+
+        return GLRenderer()
+    if kind == "warp":
+        from envs.renderers.warp import WarpRenderer
+
+        return WarpRenderer()
+    if kind == "auto":
+        from envs.renderers.auto import AutoRenderer
+
+        return AutoRenderer()
+    raise unknown("renderer", kind, RENDERERS)

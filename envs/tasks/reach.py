@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from envs.cameras import CameraSpec, WorkspaceSpec
+from envs.registry import register_task
 from envs.tasks.arm import ArmEnv
 
 SUCCESS_DISTANCE = 0.05  # metres
@@ -15,6 +16,8 @@ START_HALF_EXTENTS = (0.10, 0.10, 0.07)  # the gripper's start
 _CENTRE = (0.55, 0.0, 0.22)
 
 
+@register_task("reach-state", observe=("state",))
+@register_task("reach-multiview")
 class ReachEnv(ArmEnv):
     """Reach with simulator state: proprio, the ball, and the way to it (see :class:`~envs.tasks.arm.ArmEnv`)."""
 

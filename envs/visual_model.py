@@ -1,0 +1,238 @@
+"""The model that is looked at: same bodies and joints as the physics model, with our cameras and light GL settings.
+
+The task's own physics model is never touched. The visual model is compiled from the same MJCF; per observation the state
+is copied into it and kinematics, cameras and lights run on its own data. So what is seen is always what the state says,
+also right after a reset, and an episode goes the same way whether it is rendered or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import mujoco
+import numpy as np
+
+from envs.cameras import CameraRig, CameraSpec, WorkspaceSpec, check_unique, read_poses, read_rig
+from envs.errors import UserError, unknown
+
+_CAMERA_PREFIX = "view/"  # keeps our cameras apart from those that the task's model has
+# What a task may change in its model after loading and that shows: copied with every state.
+_COPIED_FIELDS = (
+    "qpos0",
+    "body_pos",
+    "body_quat",
+    "jnt_pos",
+    "jnt_axis",
+    "geom_rgba",
+    "geom_matid",
+    "mat_rgba",
+    "site_pos",
+    "site_quat",
+    "site_size",
+    "site_rgba",
+    "light_pos",
+    "light_dir",
+    "light_active",
+    "light_ambient",
+    "light_diffuse",
+    "light_specular",
+)
+# The same for geoms other than meshes (MuJoCo moves a mesh geom's frame when it compiles, so they stay as compiled).
+_COPIED_GEOM_FIELDS = ("geom_pos", "geom_quat", "geom_size", "geom_rbound", "geom_aabb")
+
+
+class VisualModel:
+    """A model with V cameras, and data that follows a physics simulation.
+
+    Attributes: ``model``, ``data``, ``cameras`` (the specifications), ``camera_ids`` (V,) in ``model``, ``movable_geoms``
+    (geom ids that are not background), ``key`` (equal for visual models that look the same).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        physics: mujoco.MjModel,
+        cameras: Sequence[CameraSpec],
+        *,
+        workspace: WorkspaceSpec | None = None,
+        movable: Sequence[str] = (),
+        shadows: bool = False,
+    ) -> None:
+        """Compile the visual model; nothing is rendered yet.
+
+        :param path: the MJCF from which ``physics`` was loaded.
+        :param physics: the task's model.
+        :param cameras: the views, in the order of the images.
+        :param workspace: tells the frame of poses and positions; None is the world.
+        :param movable: names of bodies that are no background although they have no joint, such as targets.
+        :param shadows: cast shadows (slow in software, and only the ``gl`` renderer does it).
+        :raises UserError: for unknown bodies, or where the MJCF does not compile to the physics model.
+        """
+        check_unique(cameras)
+        self.cameras = tuple(cameras)
+        self.shadows = shadows
+        self.model = self._compile(path, physics)
+        self.data = mujoco.MjData(self.model)
+        self.camera_ids = np.array([self.model.camera(_CAMERA_PREFIX + camera.name).id for camera in cameras])
+        self._origin_body = None
+        if workspace is not None and workspace.body is not None:
+            self._origin_body = self.body_id(workspace.body, "the workspace's body")
+        self._primitive_geoms = np.flatnonzero(self.model.geom_type != mujoco.mjtGeom.mjGEOM_MESH)
+        movable_bodies = self._movable_bodies(movable)
+        self.movable_geoms = np.flatnonzero(movable_bodies[self.model.geom_bodyid])
+        self.movable_sites = np.flatnonzero(movable_bodies[self.model.site_bodyid])
+        self.background_only = False
+        buffer = np.empty(mujoco.mj_sizeModel(self.model), np.uint8)
+        mujoco.mj_saveModel(self.model, None, buffer)
+        self.key = hashlib.blake2b(buffer.tobytes(), digest_size=16).hexdigest()
+        self.sync(physics, mujoco.MjData(physics))
+
+    def sync(self, physics: mujoco.MjModel, data: mujoco.MjData) -> None:
+        """Take over the state of a simulation, and what the task changed in its model, and compute where all is.
+
+        :param physics: the task's model; read only.
+        :param data: its data; only qpos and the mocap poses are read.
+        """
+        for name in _COPIED_FIELDS:
+            np.copyto(getattr(self.model, name), getattr(physics, name))
+        for name in _COPIED_GEOM_FIELDS:
+            getattr(self.model, name)[self._primitive_geoms] = getattr(physics, name)[self._primitive_geoms]
+        np.copyto(self.data.qpos, data.qpos)
+        np.copyto(self.data.mocap_pos, data.mocap_pos)
+        np.copyto(self.data.mocap_quat, data.mocap_quat)
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_comPos(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+        if self.model.nflex:
+            mujoco.mj_flex(self.model, self.data)
+        if self.model.ntendon:
+            mujoco.mj_tendon(self.model, self.data)
+
+    @property
+    def origin(self) -> np.ndarray:
+        """(3,) world position of the workspace frame's origin at the synced instant."""
+        return np.zeros(3) if self._origin_body is None else self.data.xpos[self._origin_body].copy()
+
+    @property
+    def moves_in_workspace(self) -> bool:
+        """Whether any camera's pose in the workspace frame changes over time."""
+        return any(self._moves(camera) for camera in self.cameras)
+
+    @property
+    def moves_in_world(self) -> bool:
+        """Whether any camera moves through the world (then there is no fixed background)."""
+        return any(camera.body is not None and self._body_moves(camera.body) for camera in self.cameras)
+
+    def rig(self, height: int, width: int) -> CameraRig:
+        """The cameras at the synced instant, in the workspace frame, for images of (height, width) pixels."""
+        names = [camera.name for camera in self.cameras]
+        moving = self.moves_in_workspace
+        return read_rig(
+            self.model, self.data, self.camera_ids, names, height, width, origin=self.origin, moving=moving
+        )
+
+    def poses(self) -> np.ndarray:
+        """(V, 4, 4) ``world_from_camera`` at the synced instant, workspace frame."""
+        return read_poses(self.data, self.camera_ids, self.origin)
+
+    def body_positions(self, names: Sequence[str]) -> np.ndarray:
+        """(B, 3) positions of named bodies at the synced instant, workspace frame, metres."""
+        return self.data.xpos[[self.body_id(name) for name in names]] - self.origin
+
+    def body_id(self, name: str, what: str = "body") -> int:
+        """:raises UserError: if no body has this name."""
+        body = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_BODY, name)
+        if body < 0:
+            raise unknown(what, name, body_names(self.model))
+        return body
+
+    @contextlib.contextmanager
+    def only_background(self) -> Iterator[None]:
+        """Inside this context everything that can move is invisible to every renderer."""
+        geom_rgba, site_rgba = self.model.geom_rgba.copy(), self.model.site_rgba.copy()
+        self.model.geom_rgba[self.movable_geoms] = 0.0
+        self.model.site_rgba[self.movable_sites] = 0.0
+        self.background_only = True
+        try:
+            yield
+        finally:
+            self.background_only = False
+            np.copyto(self.model.geom_rgba, geom_rgba)
+            np.copyto(self.model.site_rgba, site_rgba)
+
+    def _compile(self, path: str, physics: mujoco.MjModel) -> mujoco.MjModel:
+        try:
+            spec = mujoco.MjSpec.from_file(path)
+            plain = spec.compile()
+        except ValueError as error:
+            raise UserError(f"model file {path}: does not compile ({' '.join(str(error).split())})") from error
+        sizes = ("nq", "nbody", "njnt", "ngeom", "nsite", "nmocap", "nmat", "nlight")
+        for size in sizes:
+            if getattr(plain, size) != getattr(physics, size):
+                raise UserError(
+                    f"model file {path}: {size} is {getattr(plain, size)}, but {getattr(physics, size)} in the "
+                    "environment's model; the file must be the one from which the environment was loaded"
+                )
+        for camera in self.cameras:
+            _add_camera(spec, plain, camera)
+        model = spec.compile()
+        model.geom_contype[:] = 0  # nothing collides here
+        model.geom_conaffinity[:] = 0
+        model.geom_margin[:] = 0
+        model.vis.quality.offsamples = 0
+        model.mat_reflectance[:] = 0
+        if not self.shadows:
+            model.vis.quality.shadowsize = 0
+            model.light_castshadow[:] = 0
+        return model
+
+    def _movable_bodies(self, named: Sequence[str]) -> np.ndarray:
+        """(nbody,) bool: bodies that can move, or that the task names as movable, and all that hangs on them."""
+        movable = (self.model.body_jntnum > 0) | (self.model.body_mocapid >= 0)
+        movable[[self.body_id(name, "movable body") for name in named]] = True
+        for body in range(1, self.model.nbody):  # parents come before children
+            movable[body] |= movable[self.model.body_parentid[body]]
+        return movable
+
+    def _body_moves(self, name: str) -> bool:
+        return bool(self._movable_bodies(())[self.body_id(name)])
+
+    def _moves(self, camera: CameraSpec) -> bool:
+        frame_moves = self._origin_body is not None and bool(self._movable_bodies(())[self._origin_body])
+        if camera.body is None or not self._body_moves(camera.body):
+            return frame_moves
+        tracks_frame = self.body_id(camera.body) == self._origin_body and camera.follow == "track"
+        return not tracks_frame
+
+
+def body_names(model: mujoco.MjModel) -> list[str]:
+    """Names of all named bodies, the world left out."""
+    names = [model.body(index).name for index in range(1, model.nbody)]
+    return [name for name in names if name]
+
+
+def _add_camera(spec: mujoco.MjSpec, plain: mujoco.MjModel, camera: CameraSpec) -> None:
+    position, quaternion = np.array(camera.position), camera.mujoco_quaternion
+    parent, mode = spec.worldbody, mujoco.mjtCamLight.mjCAMLIGHT_FIXED
+    if camera.body is not None:
+        parent = spec.body(camera.body)
+        if parent is None:
+            raise unknown(f"body of camera '{camera.name}'", camera.body, body_names(plain))
+        if camera.follow == "track":  # MuJoCo keeps the world offset of the reference pose, so undo that pose's turn
+            mode = mujoco.mjtCamLight.mjCAMLIGHT_TRACK
+            position, quaternion = _in_reference_pose(plain, camera.body, position, quaternion)
+    parent.add_camera(name=_CAMERA_PREFIX + camera.name, pos=position, quat=quaternion, fovy=camera.fovy, mode=mode)
+
+
+def _in_reference_pose(
+    plain: mujoco.MjModel, body: str, position: np.ndarray, quaternion: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn an offset along world axes into the body's frame at the model's reference pose (qpos0)."""
+    data = mujoco.MjData(plain)
+    mujoco.mj_kinematics(plain, data)
+    inverse, turned = np.empty(4), np.empty(4)
+    mujoco.mju_negQuat(inverse, data.xquat[plain.body(body).id])
+    mujoco.mju_mulQuat(turned, inverse, quaternion)
+    return data.xmat[plain.body(body).id].reshape(3, 3).T @ position, turned
