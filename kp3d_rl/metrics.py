@@ -1,0 +1,220 @@
+"""What the keypoints are worth, and how sure the numbers are: probes, agreement of views, intervals.
+
+Inputs are arrays, nested lists or CPU tensors; results are float64 numpy or plain floats, metres where lengths.
+Conventions (axes, pixels, shapes) are those of :mod:`kp3d_rl`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LAMBDAS = tuple(float(x) for x in np.logspace(-6, 3, 19))
+
+
+class EpisodeSplit(NamedTuple):
+    """Which episodes fit a probe and which judge it."""
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+def split_episodes(episodes: int, test_fraction: float = 0.25, seed: int = 0) -> EpisodeSplit:
+    """Split whole episodes at random; frames of one episode resemble each other too much to be on both sides.
+
+    :param episodes: their number, at least 3, so that the training side can be split again.
+    :raises ValueError: where there are fewer.
+    """
+    if episodes < 3:
+        raise ValueError(f"a probe needs at least 3 episodes (2 to fit, 1 to judge), not {episodes}")
+    order = np.random.default_rng(seed).permutation(episodes)
+    held_out = min(max(1, round(test_fraction * episodes)), episodes - 2)
+    return EpisodeSplit(np.sort(order[held_out:]), np.sort(order[:held_out]))
+
+
+def ridge_probe(
+    features: object,
+    targets: object,
+    split: tuple[Sequence[int], Sequence[int]] | None = None,
+    lambdas: Sequence[float] = LAMBDAS,
+    seed: int = 0,
+) -> np.ndarray:
+    """How well a linear map from features to positions does on episodes that it was not fitted to.
+
+    Features are standardised by the training episodes. The ridge penalty (per sample) is the one that does best on a
+    quarter of the training episodes when fitted to the others; then all training episodes are fitted again.
+
+    :param features: (E, T, F): E episodes of T steps.
+    :param targets: (E, T, B, 3), positions of B bodies, metres.
+    :param split: (training episodes, held-out episodes); None takes :func:`split_episodes`.
+    :return: (B,) mean Euclidean error over the held-out episodes, metres.
+    :raises ValueError: where shapes disagree, numbers are not finite or the sides overlap.
+    """
+    features, targets = _episodes(features, 3, "features (E, T, F)"), _episodes(targets, 4, "targets (E, T, B, 3)")
+    if features.shape[:2] != targets.shape[:2]:
+        raise ValueError(f"features {features.shape} and targets {targets.shape} differ in episodes or steps")
+    train, test = _check_split(split, len(features), seed)
+    inner = split_episodes(len(train), seed=seed) if len(train) > 2 else EpisodeSplit(np.array([0]), np.array([1]))
+    fit, judge = train[inner.train], train[inner.test]
+    errors = [_errors(p, targets[judge]).mean() for p in _ridge(features[fit], targets[fit], features[judge], lambdas)]
+    best = lambdas[int(np.argmin(errors))]
+    (prediction,) = _ridge(features[train], targets[train], features[test], [best])
+    return _errors(prediction, targets[test])
+
+
+def constant_probe(
+    targets: object, split: tuple[Sequence[int], Sequence[int]] | None = None, seed: int = 0
+) -> np.ndarray:
+    """The error of always answering the training episodes' mean position: what a probe must beat.
+
+    :param targets: (E, T, B, 3) metres.
+    :param split: as in :func:`ridge_probe`.
+    :return: (B,) mean Euclidean error over the held-out episodes, metres.
+    """
+    targets = _episodes(targets, 4, "targets (E, T, B, 3)")
+    train, test = _check_split(split, len(targets), seed)
+    return _errors(targets[train].mean((0, 1)), targets[test])
+
+
+def view_disagreement(points: Tensor, weights: Tensor | None = None) -> Tensor:
+    """How far apart the views place each keypoint: the mean distance over all pairs of views.
+
+    :param points: (..., V, K, 3), each view's own estimate, metres.
+    :param weights: (..., V, K), not negative; a pair counts by the product of its weights. None, or no pair with
+        weight: all pairs count equally.
+    :return: (..., K) metres; 0 for a single view.
+    """
+    views = points.shape[-3]
+    first, second = torch.triu_indices(views, views, 1, device=points.device)
+    if not len(first):
+        return torch.zeros_like(points[..., 0, :, 0])
+    distance = torch.linalg.vector_norm(points[..., first, :, :] - points[..., second, :, :], dim=-1)
+    if weights is None:
+        return distance.mean(-2)
+    pair = weights[..., first, :] * weights[..., second, :]
+    pair = torch.where(pair.sum(-2, keepdim=True) > 0, pair, 1.0)
+    return (pair * distance).sum(-2) / pair.sum(-2)
+
+
+def same_body_share(
+    keypoints: object,
+    bodies: object,
+    confident: object = None,
+    moved: float = 0.05,
+    apart: float = 0.05,
+) -> float:
+    """The share of keypoint sightings that are on the keypoint's own body, the one that it is nearest to most often.
+
+    Only keypoints count whose own body moves (a keypoint on a still body stays there by doing nothing), and only frames
+    in which they are confident and no other body is near the own one (bodies that touch cannot be told apart).
+
+    :param keypoints: (T, K, 3) fused keypoints of one episode, metres.
+    :param bodies: (T, B, 3) positions of bodies, metres.
+    :param confident: (T, K) or (K,) bool; None counts all.
+    :param moved: metres between the extremes of a body's path, from which on it has moved.
+    :param apart: metres from the own body, within which another body makes a frame ambiguous.
+    :return: in [0, 1]; NaN where nothing counts.
+    """
+    keypoints, bodies = np.asarray(keypoints, np.float64), np.asarray(bodies, np.float64)
+    frames, count, total = keypoints.shape[0], keypoints.shape[1], bodies.shape[1]
+    valid = np.broadcast_to(True if confident is None else np.asarray(confident, bool), (frames, count))
+    nearest = np.linalg.norm(keypoints[:, :, None] - bodies[:, None], axis=-1).argmin(-1)  # (T, K)
+    on_body = nearest[..., None] == np.arange(total)  # (T, K, B)
+    own = (on_body & valid[..., None]).sum(0).argmax(-1)  # (K,)
+    moves = np.linalg.norm(np.ptp(bodies, axis=0), axis=-1) >= moved  # (B,)
+    gaps = np.linalg.norm(bodies[:, :, None] - bodies[:, None], axis=-1) + np.diag(np.full(total, np.inf))
+    clear = gaps.min(-1, initial=np.inf) >= apart  # (T, B)
+    counted = valid & moves[own] & clear[:, own]
+    return float((nearest == own)[counted].mean()) if counted.any() else math.nan
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval for a success rate by Wilson's score ("Probable inference", 1927), good for few trials too.
+
+    :return: (low, high); (0, 1) where nothing was tried.
+    :raises ValueError: where ``successes`` is not between 0 and ``trials``.
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"successes must lie between 0 and trials, not {successes} of {trials}")
+    if not trials:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate = successes / trials
+    middle = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    low = 0.0 if successes == 0 else middle - half
+    return low, 1.0 if successes == trials else middle + half
+
+
+def bootstrap_mean_interval(
+    values: object, seed: int = 0, confidence: float = 0.95, resamples: int = 10_000
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a mean (Efron, 1979).
+
+    :param values: (N,) independent results, such as returns of episodes.
+    :return: (low, high); NaN twice where there are no values.
+    """
+    values = np.asarray(values, np.float64).ravel()
+    if not len(values):
+        return math.nan, math.nan
+    means = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))].mean(-1)
+    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
+
+
+def interquartile_mean(values: object) -> float:
+    """The mean of the middle half, a quarter (rounded down) cut from either end.
+
+    Source: Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice", 2021.
+
+    :param values: any shape, flattened. NaN where there are none.
+    """
+    values = np.sort(np.asarray(values, np.float64).ravel())
+    cut = len(values) // 4
+    return float(values[cut : len(values) - cut].mean()) if len(values) else math.nan
+
+
+def _episodes(values: object, dims: int, what: str) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.ndim != dims:
+        raise ValueError(f"expected {what}, not shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what} hold numbers that are not finite")
+    return array
+
+
+def _check_split(
+    split: tuple[Sequence[int], Sequence[int]] | None, episodes: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if split is None:
+        return split_episodes(episodes, seed=seed)
+    train, test = (np.asarray(side, dtype=int) for side in split)
+    if len(train) < 2 or len(test) < 1 or np.intersect1d(train, test).size:
+        raise ValueError("a split needs at least 2 training and 1 held-out episode, and no episode on both sides")
+    return train, test
+
+
+def _ridge(features: np.ndarray, targets: np.ndarray, unseen: np.ndarray, lambdas: Sequence[float]) -> list[np.ndarray]:
+    """Fit (E, T, F) -> (E, T, B, 3) once for every penalty and predict for the unseen features."""
+    x, y = features.reshape(-1, features.shape[-1]), targets.reshape(-1, *targets.shape[2:])
+    mean, scale = x.mean(0), x.std(0)
+    scale = np.where(scale > 1e-12 * np.abs(mean).clip(1e-12), scale, np.inf)  # a constant feature says nothing
+    x, unseen = (x - mean) / scale, (unseen - mean) / scale
+    middle = y.mean(0)
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    moment = vectors.T @ (x.T @ (y - middle).reshape(len(y), -1)) / len(x)
+    projected = unseen @ vectors
+    solutions = (moment / (values.clip(0) + penalty)[:, None] for penalty in lambdas)
+    return [(projected @ weights).reshape(*unseen.shape[:2], *middle.shape) + middle for weights in solutions]
+
+
+def _errors(prediction: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(..., B, 3) -> (B,) mean distance."""
+    distance = np.linalg.norm(prediction - targets, axis=-1)
+    return distance.reshape(-1, distance.shape[-1]).mean(0)
