@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 PY=.venv/bin/python
 STAMP=.venv/.stamp
-GL_PACKAGES=(libegl1 libgl1-mesa-dri libopengl0 libgl1)
+GL_PACKAGES=(libegl1 libgl1-mesa-dri libopengl0)
 
 say() { echo "setup: $*" >&2; }
 die() { say "$*"; exit 1; }
