@@ -1,6 +1,7 @@
 # What people type. Every target first makes sure that .venv is there and fits the project (scripts/setup.sh).
 PYTHON := .venv/bin/python
-WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+# Tests run in as many processes as there are cores, at most 8: each one holds a torch of its own.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 TASK := $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(if $(SEED),--seed $(SEED)) $(if $(DEVICE),--device $(DEVICE))
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
