@@ -181,10 +181,14 @@ class VisualModel:
         model.geom_contype[:] = 0  # nothing collides here
         model.geom_conaffinity[:] = 0
         model.geom_margin[:] = 0
-        model.vis.quality.offsamples = 0
+        quality = model.vis.quality
+        quality.offsamples = 0
+        quality.numslices = min(quality.numslices, 20)  # rounder cylinders cost time and show in no small image
+        quality.numstacks = min(quality.numstacks, 10)
+        quality.numquads = min(quality.numquads, 2)
         model.mat_reflectance[:] = 0
         if not self.shadows:
-            model.vis.quality.shadowsize = 0
+            quality.shadowsize = 0
             model.light_castshadow[:] = 0
         return model
 

@@ -23,9 +23,9 @@ class ReachEnv(ArmEnv):
 
     workspace = WorkspaceSpec(centre=_CENTRE, half_extents=(0.22, 0.22, 0.17))
     cameras = (
-        CameraSpec("front_left", position=(1.06, 0.87, 0.62), look_at=_CENTRE),
-        CameraSpec("front_right", position=(1.06, -0.87, 0.62), look_at=_CENTRE),
-        CameraSpec("overhead", position=(0.95, 0.0, 1.30), look_at=_CENTRE),
+        CameraSpec("left", position=(0.885, 0.78, 0.465), look_at=(0.525, 0.043, 0.147)),
+        CameraSpec("right", position=(0.885, -0.78, 0.465), look_at=(0.525, -0.043, 0.147)),
+        CameraSpec("front", position=(0.975, 0.0, 0.985), look_at=(0.535, 0.0, 0.222)),
     )
     movable = ("target",)
     probe_bodies = ("end_effector", "target")
