@@ -62,12 +62,12 @@ make_venv() {
 install_project() {
     if [ -n "${TORCH_INDEX:-}" ]; then
         say "installing torch from TORCH_INDEX"
-        $PY -m pip install --quiet --no-deps --index-url "$TORCH_INDEX" "$(grep -i '^torch==' constraints.txt)" ||
+        $PY -m pip install -qq --no-deps --index-url "$TORCH_INDEX" "$(grep -i '^torch==' constraints.txt)" ||
             die "torch could not be installed from TORCH_INDEX=$TORCH_INDEX"
     fi
     say "installing the project and what it needs (minutes the first time, most of them for torch)"
     # The warp renderer is always there: training must not stop where OpenGL is missing, and the tests compare the two.
-    $PY -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,warp]" ||
+    $PY -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test,warp]" ||
         die "pip could not install the project: see its message above, then run make again"
 }
 
