@@ -50,3 +50,16 @@ def make_renderer(kind: str = "auto") -> Renderer:
 
         return AutoRenderer()
     raise unknown("renderer", kind, RENDERERS)
+
+
+def gl_info() -> dict[str, str | bool]:
+    """What OpenGL says about itself: platform, vendor, renderer (the GL_RENDERER string), version, software.
+
+    This opens OpenGL in the calling process. A process that is going to fork workers should ask in a subprocess.
+
+    :raises UserError: where OpenGL cannot be had, in one line with the fix.
+    """
+    from envs.renderers import gl, opengl
+
+    info = gl.process_info()
+    return {**info, "software": opengl.is_software(info)}

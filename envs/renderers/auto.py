@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,18 @@ class AutoRenderer:
         return "auto" if self._chosen is None else self._chosen.name
 
     def render(self, visual: VisualModel, height: int, width: int) -> np.ndarray:
-        """See :class:`envs.renderers.Renderer`."""
+        """See :meth:`envs.renderers.Renderer.render`.
+
+        :raises NoOpenGL: where neither OpenGL nor warp can be had.
+        """
         return self._choose().render(visual, height, width)
 
     def segment(self, visual: VisualModel, height: int, width: int) -> np.ndarray:
-        """See :class:`envs.renderers.Renderer`."""
+        """See :meth:`envs.renderers.Renderer.segment`."""
         return self._choose().segment(visual, height, width)
 
     def close(self) -> None:
-        """See :class:`envs.renderers.Renderer`."""
+        """Free what was allocated. Idempotent."""
         if self._chosen is not None:
             self._chosen.close()
 
@@ -38,7 +42,15 @@ class AutoRenderer:
 
     def _choose(self) -> Any:
         if self._chosen is None:
-            from envs.renderers.gl import GLRenderer
+            from envs.renderers import gl, opengl
 
-            self._chosen = GLRenderer()
+            try:
+                gl.process_info()
+                self._chosen = gl.GLRenderer()
+            except opengl.NoOpenGL:
+                if importlib.util.find_spec("mujoco_warp") is None:
+                    raise
+                from envs.renderers.warp import WarpRenderer
+
+                self._chosen = WarpRenderer()
         return self._chosen

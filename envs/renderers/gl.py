@@ -1,18 +1,26 @@
-"""OpenGL renderer: EGL, or OSMesa where there is no EGL. One OpenGL context per process, made when first needed."""
+"""OpenGL renderer. A process has one OpenGL context, made when first needed, and shared by all of its environments.
+
+Nothing here may be used while another thread renders. A process that forks after it has rendered can render in the child
+only with Mesa's software renderer; with a GPU's driver, start workers by "spawn" or "forkserver", or before rendering.
+"""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import mujoco
 import numpy as np
 
 from envs.errors import UserError
+from envs.renderers import opengl
 from envs.visual_model import VisualModel
+
+_UNUSED_EFFECTS = (mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_HAZE, mujoco.mjtRndFlag.mjRND_FOG)
 
 
 class GLRenderer:
@@ -24,36 +32,46 @@ class GLRenderer:
         self._lease: tuple[int, str] | None = None  # process id and key of the shared scene that this one uses
 
     def render(self, visual: VisualModel, height: int, width: int) -> np.ndarray:
-        """(V, height, width, 3) uint8: what each camera sees; row 0 is the top."""
-        scene = self._shared_scene(visual)
-        return scene.draw(visual, height, width)
+        """See :meth:`envs.renderers.Renderer.render`.
+
+        :raises NoOpenGL: where OpenGL cannot be had.
+        """
+        return self._shared_scene(visual).draw(visual, height, width)
 
     def segment(self, visual: VisualModel, height: int, width: int) -> np.ndarray:
-        """(V, height, width) int32: the geom that each pixel shows, -1 for none."""
+        """See :meth:`envs.renderers.Renderer.segment`."""
         scene = self._shared_scene(visual)
         colours = scene.draw(visual, height, width, segmentation=True).astype(np.int32)
-        segments = colours[..., 0] + (colours[..., 1] << 8) + (colours[..., 2] << 16)
-        return scene.geom_of_segment()[segments]
+        return scene.geom_of_segment()[colours[..., 0] + (colours[..., 1] << 8) + (colours[..., 2] << 16)]
 
     def close(self) -> None:
         """Give the shared buffers back; they are freed with their last user. Idempotent."""
         lease, self._lease = self._lease, None
-        if lease is not None and lease[0] == os.getpid():
-            _process_gl().release(lease[1])
+        if lease is not None and _gl is not None and lease[0] == _gl.pid == os.getpid():
+            _gl.give_back(lease[1])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_lease": None}
 
     def __del__(self) -> None:
-        self.close()
+        if getattr(self, "_lease", None) is not None:
+            self.close()
 
     def _shared_scene(self, visual: VisualModel) -> _SharedScene:
         gl = _process_gl()
-        if self._lease != (os.getpid(), visual.key):
+        if self._lease != (gl.pid, visual.key):
             self.close()
-            gl.acquire(visual)
-            self._lease = (os.getpid(), visual.key)
+            gl.lend(visual)
+            self._lease = (gl.pid, visual.key)
         return gl.scenes[visual.key]
+
+
+def process_info() -> dict[str, str]:
+    """What this process's OpenGL says about itself: platform, vendor, renderer, version. Opens it if need be.
+
+    :raises NoOpenGL: where OpenGL cannot be had.
+    """
+    return dict(_process_gl().info)
 
 
 class _SharedScene:
@@ -63,9 +81,10 @@ class _SharedScene:
         self.gl = gl
         self.users = 0
         model = visual.model
-        self.scene = mujoco.MjvScene(model, maxgeom=1000 + 2 * (model.ngeom + model.nsite) + 100 * model.ntendon)
-        for flag in (mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_HAZE, mujoco.mjtRndFlag.mjRND_FOG):
-            self.scene.flags[flag] = False
+        room = 1000 + 2 * (model.ngeom + model.nsite) + 100 * model.ntendon + model.nflexvert
+        self.scene = mujoco.MjvScene(model, maxgeom=room)
+        for effect in _UNUSED_EFFECTS:
+            self.scene.flags[effect] = False
         self.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = visual.shadows
         self.option = mujoco.MjvOption()
         self.camera = mujoco.MjvCamera()
@@ -76,8 +95,9 @@ class _SharedScene:
     def draw(self, visual: VisualModel, height: int, width: int, segmentation: bool = False) -> np.ndarray:
         """(V, height, width, 3) uint8. The views are drawn side by side and read back at once."""
         views = len(visual.camera_ids)
+        strip = np.empty((height, views * width, 3), np.uint8)
         with self.gl.current():
-            self._prepare(visual.model, height, width * views)
+            self._prepare(visual.model, height, views * width)
             self.scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = segmentation
             self.scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = segmentation
             self._update(visual)
@@ -85,9 +105,9 @@ class _SharedScene:
                 self.camera.fixedcamid = int(camera)
                 mujoco.mjv_updateCamera(visual.model, visual.data, self.camera, self.scene)
                 mujoco.mjr_render(mujoco.MjrRect(view * width, 0, width, height), self.scene, self.context)
-            strip = np.empty((height, views * width, 3), np.uint8)
+            # RGB only: reading the depth buffer as well would double the cost.
             mujoco.mjr_readPixels(strip, None, mujoco.MjrRect(0, 0, views * width, height), self.context)
-        # OpenGL's row 0 is the bottom row: flipped here and nowhere else.
+        # OpenGL's row 0 is the bottom row: turned over here and nowhere else.
         return np.ascontiguousarray(strip[::-1].reshape(height, views, width, 3).transpose(1, 0, 2, 3))
 
     def geom_of_segment(self) -> np.ndarray:
@@ -106,20 +126,23 @@ class _SharedScene:
         self.context = None
 
     def _prepare(self, model: mujoco.MjModel, height: int, width: int) -> None:
+        """Have buffers of at least this size, and draw into them."""
         if self.context is None:
-            model.vis.global_.offheight, model.vis.global_.offwidth = height, width
+            # The size is read from the model when the buffers are made. Never below 64: some drivers refuse it.
+            self.size = (max(height, 64), max(width, 64))
+            model.vis.global_.offheight, model.vis.global_.offwidth = self.size
             self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-            self.size = (height, width)
         elif height > self.size[0] or width > self.size[1]:
             self.size = (max(height, self.size[0]), max(width, self.size[1]))
             mujoco.mjr_resizeOffscreen(self.size[1], self.size[0], self.context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
+        if self.context.currentBuffer != mujoco.mjtFramebuffer.mjFB_OFFSCREEN:
+            raise UserError(f"this OpenGL has no offscreen buffers; {opengl.FIX}")
 
     def _update(self, visual: VisualModel) -> None:
-        shown = not visual.background_only
-        self.option.tendongroup[:3] = shown
-        self.option.flexgroup[:3] = shown
-        self.option.skingroup[:3] = shown
+        shown = not visual.background_only  # these belong to no single body, so they are hidden as a whole
+        for groups in (self.option.tendongroup, self.option.flexgroup, self.option.skingroup):
+            groups[:3] = shown
         self.camera.fixedcamid = int(visual.camera_ids[0])
         mujoco.mjv_updateScene(
             visual.model, visual.data, self.option, None, self.camera, mujoco.mjtCatBit.mjCAT_ALL, self.scene
@@ -132,21 +155,27 @@ class _ProcessGL:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.scenes: dict[str, _SharedScene] = {}
-        self.lock = threading.RLock()
-        self.context = _make_context()
-        atexit.register(self.free)  # runs before MuJoCo's own hook, which shuts the display down
+        self._lock = threading.RLock()
+        self.context, self.info = opengl.open_context()
+        opengl.release(self.context)
+        atexit.register(self.free)  # after MuJoCo's own hook, so it runs before that one shuts the display down
 
-    def current(self):
-        self.context.make_current()
-        return self.lock
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Inside this context OpenGL calls work, on whichever thread this is."""
+        with self._lock:
+            self.context.make_current()
+            try:
+                yield
+            finally:
+                opengl.release(self.context)
 
-    def acquire(self, visual: VisualModel) -> None:
-        scene = self.scenes.get(visual.key)
-        if scene is None:
-            scene = self.scenes[visual.key] = _SharedScene(self, visual)
-        scene.users += 1
+    def lend(self, visual: VisualModel) -> None:
+        if visual.key not in self.scenes:
+            self.scenes[visual.key] = _SharedScene(self, visual)
+        self.scenes[visual.key].users += 1
 
-    def release(self, key: str) -> None:
+    def give_back(self, key: str) -> None:
         scene = self.scenes.get(key)
         if scene is not None:
             scene.users -= 1
@@ -154,24 +183,36 @@ class _ProcessGL:
                 self.scenes.pop(key).free()
 
     def free(self) -> None:
+        """Free everything, buffers before their context. Does nothing in a process forked from the one that made it."""
+        if self.pid != os.getpid() or self.context is None:
+            return
         while self.scenes:
             self.scenes.popitem()[1].free()
-        if self.context is not None:
-            self.context.free()
+        self.context.free()
         self.context = None
 
 
-_GL: _ProcessGL | None = None
+_gl: _ProcessGL | None = None
+_forked_away: list[_ProcessGL] = []  # a parent's OpenGL objects: freeing them in the child would break the parent's
+_failure: str | None = None
 
 
 def _process_gl() -> _ProcessGL:
-    global _GL
-    if _GL is None:
-        _GL = _ProcessGL()
-    return _GL
-
-
-def _make_context():
-    os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
-    from mujoco.egl import GLContext
-    return GLContext(64, 64)
+    global _gl, _failure
+    if _gl is not None and _gl.pid != os.getpid():
+        if not opengl.survives_fork(_gl.info):
+            raise UserError(
+                f"OpenGL ({_gl.info['renderer']}) was used before this process was forked: start workers by 'spawn' or "
+                "'forkserver', or before the first image is rendered"
+            )
+        _forked_away.append(_gl)
+        _gl = None
+    if _gl is None or _gl.context is None:
+        if _failure is not None:  # probing again would take long and end the same way
+            raise opengl.NoOpenGL(_failure)
+        try:
+            _gl = _ProcessGL()
+        except opengl.NoOpenGL as error:
+            _failure = str(error)
+            raise
+    return _gl
