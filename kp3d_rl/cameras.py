@@ -132,10 +132,14 @@ class Rig:
         :param depth: (..., V, K) metres along the optical axis.
         :return: (..., V, K, 3) world metres.
         """
-        focal, principal = self._focal_and_principal()
-        plane = (uv - principal) / focal
+        plane = self.plane(uv)
         in_camera = torch.cat([plane, torch.ones_like(plane[..., :1])], -1) * depth.unsqueeze(-1)
         return in_camera @ self.rotations.mT + self.centres.unsqueeze(-2)
+
+    def plane(self, uv: Tensor) -> Tensor:
+        """Pixels to normalised coordinates, each camera's x and y at depth 1. (..., V, K, 2) -> (..., V, K, 2)."""
+        focal, principal = self._focal_and_principal()
+        return (uv - principal) / focal
 
     def crop(self, top: Tensor | int, left: Tensor | int, height: int, width: int) -> Rig:
         """The rig whose images are the windows ``[top : top + height, left : left + width]`` of this one's.

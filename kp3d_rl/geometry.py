@@ -29,8 +29,8 @@ def triangulate(rig: Rig, uv: Tensor, weights: Tensor | None = None) -> Tensor:
     """The 3D points that several views see, by weighted linear least squares (direct linear transform).
 
     The equations are those of Hartley and Zisserman, "Multiple View Geometry", 12.2, in the inhomogeneous form and in
-    normalised coordinates; they are solved in float64 about the middle of the cameras, so that the answer does not
-    depend on where the world's origin lies. The error that they weigh is the offset in the image plane times the depth.
+    normalised coordinates, so that the answer does not depend on where the world's origin lies; they are solved in
+    float64. The error that they weigh is the offset in the plane at depth 1 times the depth: metres, not pixels.
 
     :param rig: the cameras, batch dimensions broadcast.
     :param uv: (..., V, K, 2) pixels.
@@ -40,19 +40,14 @@ def triangulate(rig: Rig, uv: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     dtype = uv.dtype
     rig, uv = rig.to(torch.float64), uv.double()
-    plane = rig.unproject(uv, torch.ones_like(uv[..., 0]))  # the pixel's point at depth 1
-    origin = rig.centres.mean(-2, keepdim=True)
-    centre = (rig.centres - origin).unsqueeze(-2)
-    rotation = rig.rotations
     # Along a ray, R_x . (p - c) = x R_z . (p - c), and the same for y: one row of the equations each.
-    image = (plane - rig.centres.unsqueeze(-2)) @ rotation
-    axes = rotation.mT.unsqueeze(-3)  # (..., V, 1, 3, 3): rows are the camera's axes in the world
-    rows = axes[..., :2, :] - image[..., :2].unsqueeze(-1) * axes[..., 2:, :]  # (..., V, K, 2, 3)
-    right = (rows * centre.unsqueeze(-2)).sum(-1)  # (..., V, K, 2)
+    axes = rig.rotations.mT.unsqueeze(-3)  # (..., V, 1, 3, 3): rows are the camera's axes in the world
+    rows = axes[..., :2, :] - rig.plane(uv).unsqueeze(-1) * axes[..., 2:, :]  # (..., V, K, 2, 3)
+    right = (rows * rig.centres[..., None, None, :]).sum(-1)  # (..., V, K, 2)
     weighted = rows if weights is None else rows * weights.double()[..., None, None]
     normal = torch.einsum("...vkri,...vkrj->...kij", weighted, rows)
     moment = torch.einsum("...vkri,...vkr->...ki", weighted, right)
-    return (_solve_or_nan(normal, moment) + origin).to(dtype)
+    return _solve_or_nan(normal, moment).to(dtype)
 
 
 def align(

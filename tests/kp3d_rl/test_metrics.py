@@ -1,0 +1,187 @@
+"""Metrics: against formulas of scipy, loops, and data whose answer is known."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from kp3d_rl.metrics import (
+    bootstrap_mean_interval,
+    constant_probe,
+    interquartile_mean,
+    ridge_probe,
+    same_body_share,
+    split_episodes,
+    view_disagreement,
+    wilson_interval,
+)
+
+
+def episodes(noise=0.0, seed=0, count=12, steps=30, width=10):
+    """Features from which a hidden linear map makes the positions of two bodies."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(count, steps, width)) * rng.uniform(0.01, 100, width) + rng.normal(size=width)
+    hidden = rng.normal(size=(width, 6)) / features.std((0, 1))[:, None]
+    targets = (features @ hidden).reshape(count, steps, 2, 3) + 5
+    return features, targets + noise * rng.normal(size=targets.shape)
+
+
+def test_split_keeps_sides_apart_and_repeats():
+    train, test = split_episodes(10, 0.3, seed=4)
+    assert len(test) == 3 and sorted([*train, *test]) == list(range(10))
+    again = split_episodes(10, 0.3, seed=4)
+    assert (again.train == train).all() and (again.test == test).all()
+    assert any((split_episodes(10, 0.3, seed=s).test != test).any() for s in range(5, 9))
+    assert len(split_episodes(3, 0.9).train) == 2
+    with pytest.raises(ValueError, match="at least 3"):
+        split_episodes(2)
+
+
+def test_probe_finds_a_linear_map_whatever_the_features_scales():
+    features, targets = episodes()
+    error = ridge_probe(features, targets)
+    assert error.shape == (2,) and error.max() < 1e-3
+    assert (constant_probe(targets) > 1).all()
+    with_constant = np.concatenate([features, np.full((*features.shape[:2], 1), 0.1)], -1)
+    np.testing.assert_allclose(ridge_probe(with_constant, targets), error, atol=1e-6)
+
+
+def test_probe_agrees_with_ridge_in_closed_form():
+    features, targets = episodes(noise=0.5)
+    train, test = np.arange(8), np.arange(8, 12)
+    error = ridge_probe(torch.tensor(features), torch.tensor(targets), (train, test), lambdas=[0.3])
+    x, y = features[train].reshape(-1, 10), targets[train].reshape(-1, 6)
+    mean, std = x.mean(0), x.std(0)
+    z = np.column_stack([(x - mean) / std, np.ones(len(x))])
+    penalty = 0.3 * len(x) * np.diag([1.0] * 10 + [0.0])  # the intercept is free
+    weights = np.linalg.solve(z.T @ z + penalty, z.T @ y)
+    unseen = (features[test].reshape(-1, 10) - mean) / std
+    prediction = np.column_stack([unseen, np.ones(len(unseen))]) @ weights
+    expected = np.linalg.norm((prediction - targets[test].reshape(-1, 6)).reshape(-1, 2, 3), axis=-1).mean(0)
+    np.testing.assert_allclose(error, expected, rtol=1e-9)
+
+
+def test_probe_of_noise_is_no_better_than_a_constant_thanks_to_its_penalty():
+    rng = np.random.default_rng(0)
+    targets = episodes()[1]
+    noise = rng.normal(size=(12, 30, 150))  # enough features to overfit 270 frames
+    constant = constant_probe(targets)
+    assert (np.abs(ridge_probe(noise, targets) / constant - 1) < 0.1).all()
+    assert (ridge_probe(noise, targets, lambdas=[1e-9]) > 1.15 * constant).all()
+
+
+def test_probe_is_judged_on_other_episodes_only():
+    """A feature that names the episode fits every training frame and says nothing about a new episode."""
+    rng = np.random.default_rng(0)
+    targets = np.repeat(rng.normal(size=(16, 1, 1, 3)), 20, axis=1)
+    features = np.repeat(np.eye(16)[:, None], 20, axis=1)
+    assert ridge_probe(features, targets)[0] > 0.8 * constant_probe(targets)[0]
+
+
+def test_constant_probe_is_the_training_mean():
+    targets = episodes(noise=1)[1]
+    split = ([0, 1, 2], [3, 4])
+    mean = targets[:3].mean((0, 1))
+    expected = [np.linalg.norm(targets[3:5, :, b] - mean[b], axis=-1).mean() for b in range(2)]
+    np.testing.assert_allclose(constant_probe(targets, split), expected)
+
+
+def test_probe_refuses_what_it_cannot_judge():
+    features, targets = episodes()
+    with pytest.raises(ValueError, match="both sides"):
+        ridge_probe(features, targets, ([0, 1, 2], [2, 3]))
+    with pytest.raises(ValueError, match="differ"):
+        ridge_probe(features[:5], targets)
+    with pytest.raises(ValueError, match="features"):
+        ridge_probe(features[0], targets)
+    features[0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        ridge_probe(features, targets)
+
+
+def test_view_disagreement_is_the_mean_distance_of_pairs():
+    points = torch.randn(2, 4, 5, 3, dtype=torch.float64)
+    weights = torch.rand(2, 4, 5, dtype=torch.float64)
+    plain, weighted = view_disagreement(points), view_disagreement(points, weights)
+    assert plain.shape == weighted.shape == (2, 5)
+    for b, k in itertools.product(range(2), range(5)):
+        pairs = list(itertools.combinations(range(4), 2))
+        distance = [float((points[b, i, k] - points[b, j, k]).norm()) for i, j in pairs]
+        share = [float(weights[b, i, k] * weights[b, j, k]) for i, j in pairs]
+        assert plain[b, k].item() == pytest.approx(np.mean(distance))
+        assert weighted[b, k].item() == pytest.approx(np.average(distance, weights=share))
+
+
+def test_view_disagreement_without_pairs_or_weight():
+    points = torch.randn(3, 5, 3)
+    assert torch.equal(view_disagreement(points[:1]), torch.zeros(5))
+    torch.testing.assert_close(view_disagreement(points, torch.zeros(3, 5)), view_disagreement(points))
+    assert view_disagreement(torch.ones(3, 5, 3)).max() == 0
+
+
+def bodies_and_keypoints():
+    """Body 0 moves 1 m in x, body 1 stands 5 m away, body 2 moves in y far off. Keypoint k follows body k."""
+    steps = np.linspace(0, 1, 21)
+    bodies = np.zeros((21, 3, 3))
+    bodies[:, 0, 0], bodies[:, 1, 2], bodies[:, 2, 1] = steps, 5, 10 + steps
+    return bodies, bodies + 0.02
+
+
+def test_same_body_share_counts_keypoints_of_moving_bodies():
+    bodies, keypoints = bodies_and_keypoints()
+    assert same_body_share(keypoints, bodies) == 1
+    keypoints[5:10, 0] = bodies[5:10, 2]  # 5 of the 21 frames on another body
+    keypoints[:9, 1] = bodies[:9, 0]  # keypoint 1 belongs to the body that stands: not counted
+    assert same_body_share(torch.tensor(keypoints), torch.tensor(bodies)) == pytest.approx(37 / 42)
+    confident = np.ones((21, 3), bool)
+    confident[5:8, 0] = False
+    assert same_body_share(keypoints, bodies, confident) == pytest.approx(37 / 39)
+    assert same_body_share(keypoints, bodies, [True, False, False]) == pytest.approx(16 / 21)
+    assert math.isnan(same_body_share(keypoints, bodies, [False, True, False]))
+    assert math.isnan(same_body_share(keypoints, bodies, moved=2))
+
+
+def test_same_body_share_leaves_out_frames_in_which_bodies_touch():
+    bodies, keypoints = bodies_and_keypoints()
+    bodies[18:, 2] = bodies[18:, 0] + 0.02  # body 2 jumps onto body 0 and takes its keypoint's place
+    keypoints[:, 2] = bodies[:, 2]
+    assert same_body_share(keypoints, bodies) == 1
+    assert same_body_share(keypoints, bodies, apart=0.0) < 1
+
+
+@pytest.mark.parametrize("k, n", [(0, 10), (10, 10), (3, 7), (19, 20), (50, 100), (0, 1), (1, 1)])
+@pytest.mark.parametrize("confidence", [0.95, 0.9])
+def test_wilson_interval_agrees_with_scipy(k, n, confidence):
+    expected = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
+    assert wilson_interval(k, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_interval_at_the_ends():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert wilson_interval(0, 20)[0] == 0.0 and wilson_interval(20, 20)[1] == 1.0
+    for k, n in ((3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="between 0 and trials"):
+            wilson_interval(k, n)
+
+
+def test_bootstrap_interval_agrees_with_scipy_and_with_the_normal_one():
+    values = np.random.default_rng(0).exponential(size=60)
+    low, high = bootstrap_mean_interval(values, seed=1)
+    scipy = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=9999, rng=0).confidence_interval
+    assert (low, high) == pytest.approx((scipy.low, scipy.high), abs=0.02)
+    assert low < values.mean() < high
+    assert bootstrap_mean_interval(values, seed=1) == (low, high)
+    assert bootstrap_mean_interval([3.0]) == (3.0, 3.0)
+    assert all(math.isnan(x) for x in bootstrap_mean_interval([]))
+    narrow = bootstrap_mean_interval(values, seed=1, confidence=0.5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 10, 31])
+def test_interquartile_mean_agrees_with_scipy(count):
+    values = np.random.default_rng(count).normal(size=count)
+    assert interquartile_mean(values) == pytest.approx(stats.trim_mean(values, 0.25))
+    assert math.isnan(interquartile_mean([]))
