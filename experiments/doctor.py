@@ -17,14 +17,12 @@ from typing import Any, Literal
 from experiments.cli import parse, run_main
 
 PACKAGES = ("torch", "mujoco", "stable-baselines3", "gymnasium")
-OPENGL_FIX = "sudo apt-get install libegl1 libgl1-mesa-dri libopengl0"
-SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "swr", "software")
 MARKS = {"ok": "  ", "warning": "! ", "error": "X "}
 GIB = 2**30
 
 # Run in processes of their own: a driver that crashes or hangs must not take the doctor down with it.
-PROBE_OPENGL = "import json; from envs.renderers import gl_info; print(json.dumps(gl_info()))"
-PROBE_SPEED = "import json; from experiments.doctor import measure_views as m; print(json.dumps(m({!r}, {!r})))"
+PROBE = "import json; from {} import {} as ask; from experiments.cli import run_main; "
+PROBE += "run_main(lambda argv: print(json.dumps(ask(*{}))))"
 
 
 @dataclass(frozen=True)
@@ -184,14 +182,14 @@ def rendering(config: DoctorConfig) -> Iterator[Finding]:
 
     :param config: environment, renderer and time limit of the probes.
     """
-    opengl, why = run_probe(PROBE_OPENGL, config.timeout)
+    opengl, why = run_probe(PROBE.format("envs.renderers", "gl_info", ()), config.timeout)
     yield opengl_finding(opengl, why, gpu_present=bool(gpu_devices("nvidia[0-9]*") or gpu_devices("dri/renderD*")))
-    speed, why = run_probe(PROBE_SPEED.format(config.env, config.renderer), config.timeout)
+    chosen = config.renderer if config.renderer != "auto" else ("gl" if opengl else "warp")
+    speed, why = run_probe(PROBE.format("experiments.doctor", "measure_views", (config.env, chosen)), config.timeout)
     if speed is None:
-        fix = "" if opengl else f"{OPENGL_FIX}, or install the renderer that needs none: make clean setup"
-        yield Finding("renderer", f"cannot render {config.env}: {why}", "error", fix)
+        yield Finding("renderer", f"{chosen} cannot render {config.env}: {why}", "error")
         return
-    yield Finding("renderer", speed["renderer"])
+    yield Finding("renderer", chosen)
     rate = f"{speed['frames_per_second']:.0f} per second at {speed['pixels']} px ({config.env})"
     yield Finding(f"{speed['views']}-view frames", rate)
 
@@ -199,17 +197,17 @@ def rendering(config: DoctorConfig) -> Iterator[Finding]:
 def opengl_finding(info: dict[str, Any] | None, why: str, gpu_present: bool) -> Finding:
     """Judge what OpenGL reports about itself.
 
-    :param info: ``gl_info()`` of the probe, None where it failed.
+    :param info: ``envs.renderers.gl_info()`` of the probe, None where it failed.
     :param why: last line of what the failed probe said.
     :param gpu_present: whether the machine has a GPU that could render.
     """
     if info is None:
-        return Finding("GL_RENDERER", f"no OpenGL: {why}", "warning", OPENGL_FIX)
-    name = str(info["renderer"])
-    if gpu_present and any(word in name.lower() for word in SOFTWARE_RENDERERS):
+        value, _, fix = why.partition("; type: ")
+        return Finding("GL_RENDERER", value, "warning", fix)
+    if info["software"] and gpu_present:
         fix = "install the GPU driver's EGL library (NVIDIA: libnvidia-gl; containers: NVIDIA_DRIVER_CAPABILITIES=all)"
-        return Finding("GL_RENDERER", f"{name}: software rendering although a GPU is present", "warning", fix)
-    return Finding("GL_RENDERER", name)
+        return Finding("GL_RENDERER", f"{info['renderer']}: software rendering beside a GPU", "warning", fix)
+    return Finding("GL_RENDERER", f"{info['renderer']} ({info['platform']})")
 
 
 def run_probe(code: str, timeout: float) -> tuple[dict[str, Any] | None, str]:
@@ -230,10 +228,10 @@ def run_probe(code: str, timeout: float) -> tuple[dict[str, Any] | None, str]:
     except subprocess.TimeoutExpired:
         return None, f"no answer within {timeout:.0f} s"
     if done.returncode < 0:
-        return None, f"crashed with signal {-done.returncode}"
+        return None, f"crashed with signal {-done.returncode} (update the GPU driver, or use the renderer warp)"
     if done.returncode > 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return None, lines[-1].removeprefix("envs.errors.UserError: ")
+        return None, lines[-1].removeprefix("error: ")
     return json.loads(done.stdout.strip().splitlines()[-1]), ""
 
 
@@ -241,10 +239,10 @@ def measure_views(env_id: str, renderer: str, pixels: int = 64, seconds: float =
     """Time how many times a second all views of an environment can be rendered (physics not included).
 
     :param env_id: environment of the project.
-    :param renderer: "auto", "gl" or "warp".
+    :param renderer: "gl" or "warp".
     :param pixels: height and width of a view.
     :param seconds: how long to measure.
-    :return: renderer (name), views, pixels, frames_per_second (observations of all views).
+    :return: views, pixels, frames_per_second (observations of all views).
     """
     from time import perf_counter
 
@@ -258,12 +256,7 @@ def measure_views(env_id: str, renderer: str, pixels: int = 64, seconds: float =
         while (elapsed := perf_counter() - start) < seconds:
             env.render_views()
             frames += 1
-        return {
-            "renderer": env.renderer.name,
-            "views": len(images),
-            "pixels": pixels,
-            "frames_per_second": frames / elapsed,
-        }
+        return {"views": len(images), "pixels": pixels, "frames_per_second": frames / elapsed}
     finally:
         env.close()
 

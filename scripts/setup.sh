@@ -71,23 +71,7 @@ install_project() {
         die "pip could not install the project: see its message above, then run make again"
 }
 
-# A picture is drawn rather than a library looked for: a library without a driver behind it is of no use.
-opengl_works() {
-    local backend
-    for backend in ${MUJOCO_GL:-egl osmesa}; do
-        if MUJOCO_GL=$backend $PY - >/dev/null 2>&1 <<'END'
-import mujoco
-model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='.1'/></worldbody></mujoco>")
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-with mujoco.Renderer(model, 16, 16) as renderer:
-    renderer.update_scene(data)
-    assert renderer.render().any()
-END
-        then return; fi
-    done
-    return 1
-}
+opengl_works() { $PY -c "from envs.renderers import gl_info; gl_info()" >/dev/null 2>&1; }
 
 provide_opengl() {
     if opengl_works; then return; fi

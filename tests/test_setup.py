@@ -251,7 +251,7 @@ echo "$*" >>"$LOG"
 case "$*" in
     "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
     *"-m pip install"*) exit "${PIP_EXIT:-0}" ;;
-    "-") exit "${OPENGL_EXIT:-0}" ;;
+    *gl_info*) exit "${OPENGL_EXIT:-0}" ;;
     *"version_info[:2]"*) echo 3.11 ;;
     *ensurepip*) exit "${VENV_EXIT:-0}" ;;
     *version_info*) exit "${OLD:-0}" ;;
