@@ -177,6 +177,7 @@ class VisualModel:
                 )
         for camera in self.cameras:
             _add_camera(spec, plain, camera)
+        _strip_dynamics(spec)
         model = spec.compile()
         model.geom_contype[:] = 0  # nothing collides here
         model.geom_conaffinity[:] = 0
@@ -215,6 +216,14 @@ def body_names(model: mujoco.MjModel) -> list[str]:
     """Names of all named bodies, the world left out."""
     names = [model.body(index).name for index in range(1, model.nbody)]
     return [name for name in names if name]
+
+
+def _strip_dynamics(spec: mujoco.MjSpec) -> None:
+    """Delete what moves things and measures them: none of it is seen, and the ray tracer does not support all of it."""
+    for group in (spec.keys, spec.sensors, spec.actuators, spec.equalities, spec.pairs, spec.excludes, spec.tuples):
+        for element in list(group):
+            spec.delete(element)
+    spec.option.noslip_iterations = 0
 
 
 def _add_camera(spec: mujoco.MjSpec, plain: mujoco.MjModel, camera: CameraSpec) -> None:

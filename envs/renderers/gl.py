@@ -100,10 +100,8 @@ class _SharedScene:
             self._prepare(visual.model, height, views * width)
             self.scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = segmentation
             self.scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = segmentation
-            self._update(visual)
             for view, camera in enumerate(visual.camera_ids):
-                self.camera.fixedcamid = int(camera)
-                mujoco.mjv_updateCamera(visual.model, visual.data, self.camera, self.scene)
+                self._look(visual, int(camera))
                 mujoco.mjr_render(mujoco.MjrRect(view * width, 0, width, height), self.scene, self.context)
             # RGB only: reading the depth buffer as well would double the cost.
             mujoco.mjr_readPixels(strip, None, mujoco.MjrRect(0, 0, views * width, height), self.context)
@@ -139,11 +137,12 @@ class _SharedScene:
         if self.context.currentBuffer != mujoco.mjtFramebuffer.mjFB_OFFSCREEN:
             raise UserError(f"this OpenGL has no offscreen buffers; {opengl.FIX}")
 
-    def _update(self, visual: VisualModel) -> None:
+    def _look(self, visual: VisualModel, camera: int) -> None:
+        """Fill the scene as seen from one camera: the headlight and the order of drawing depend on it."""
         shown = not visual.background_only  # these belong to no single body, so they are hidden as a whole
         for groups in (self.option.tendongroup, self.option.flexgroup, self.option.skingroup):
             groups[:3] = shown
-        self.camera.fixedcamid = int(visual.camera_ids[0])
+        self.camera.fixedcamid = camera
         mujoco.mjv_updateScene(
             visual.model, visual.data, self.option, None, self.camera, mujoco.mjtCatBit.mjCAT_ALL, self.scene
         )

@@ -91,7 +91,7 @@ def is_software(info: dict[str, str]) -> bool:
     return any(name in info["renderer"].lower() for name in SOFTWARE_RENDERERS)
 
 
-Lookup = Callable[[str], int | None]
+Lookup = Callable[[str], int | None] | None  # finds the address of an OpenGL function by its name
 
 
 def _open_egl() -> tuple[Any, Lookup]:
@@ -118,7 +118,7 @@ def _open_glfw() -> tuple[Any, Lookup]:
 def _open_native() -> tuple[Any, Lookup]:
     import mujoco
 
-    return mujoco.GLContext(64, 64), lambda name: None
+    return mujoco.GLContext(64, 64), None
 
 
 _OPENERS = {"egl": _open_egl, "osmesa": _open_osmesa, "glfw": _open_glfw, "native": _open_native}
@@ -126,9 +126,11 @@ _OPENERS = {"egl": _open_egl, "osmesa": _open_osmesa, "glfw": _open_glfw, "nativ
 
 def _gl_strings(find: Lookup) -> dict[str, str]:
     """Ask OpenGL what it is, without importing PyOpenGL's large GL module."""
+    if find is None:
+        return dict.fromkeys(_GL_STRINGS, "unknown")
     address = find("glGetString")
     if not address:
-        return dict.fromkeys(_GL_STRINGS, "unknown")
+        raise RuntimeError("no context became current")
     get_string = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_uint)(address)
     answers = {name: get_string(code) for name, code in _GL_STRINGS.items()}
     if answers["renderer"] is None:
