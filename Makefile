@@ -35,9 +35,9 @@ preview: setup ## one picture of all views of an environment: make preview ENV=â
 doctor: setup ## versions, renderer, speed, and what to fix
 	@exec $(PYTHON) -m experiments.doctor $(ARGS)
 
-test: setup ## the tests, with coverage of kp3d_rl and agents
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) \
-		--cov=kp3d_rl --cov=agents --cov-fail-under=90 $(ARGS)
+test: setup ## all tests, and 90 % coverage of kp3d_rl and agents; some of them: make test ARGS=tests/envs
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 exec $(PYTHON) -m pytest -n $(WORKERS) \
+		$(or $(ARGS),--cov=kp3d_rl --cov=agents --cov-fail-under=90)
 
 lint: setup ## ruff over everything
 	@$(PYTHON) -m ruff check .
