@@ -1,14 +1,15 @@
 """Cameras as data: specifications, the rig read back from a compiled model, the workspace box, and their YAML files.
 
-Conventions, for the whole project: OpenCV camera axes (x right, y down, z forward), metres, poses ``world_from_camera``
-(4, 4), pixel intrinsics (3, 3) with row 0 at the top and pixel centres at half-integers (so ``cx = width / 2``). MuJoCo's
-cameras look along -z with y up; :func:`read_rig` is the one place where they are converted.
+Conventions, for the whole project: OpenCV camera axes (x right, y down, z forward), metres, poses
+``world_from_camera`` (4, 4), pixel intrinsics (3, 3) with row 0 at the top and pixel centres at half-integers (so
+``cx = width / 2``). MuJoCo's cameras look along -z with y up; :func:`read_poses` is the one place where they are
+converted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +267,7 @@ def _build(cls: type, entry: Any, where: str) -> Any:
     try:
         return cls(**entry)
     except TypeError as error:
-        missing = [name for name in ("name", "position", "centre", "half_extents") if name in valid and name not in entry]
+        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in entry]
         raise UserError(f"{where}: key '{missing[0]}' is missing" if missing else f"{where}: {error}") from error
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad user input. Entry points print its one line and exit with code 2; every other exception keeps its traceback."""
+    """Bad user input. Entry points print its one line and exit with code 2; other exceptions keep their traceback."""
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:

@@ -125,7 +125,7 @@ class MultiViewObservation(gym.Wrapper):
 
     @property
     def defines_success(self) -> bool:
-        """Whether the task says what success is (for a foreign environment known after its first step at the latest)."""
+        """Whether the task says what success is (for a foreign environment known after its first step)."""
         return self._defines_success
 
     @property
@@ -186,7 +186,7 @@ class MultiViewObservation(gym.Wrapper):
         if "proprio" in self._observe:
             size = self._proprio().size
             if size == 0:
-                raise UserError(f"{type(self.unwrapped).__name__} has no actuated joint, so no proprio: do not observe it")
+                raise UserError(f"{type(self.unwrapped).__name__} has no actuated joint, so no proprio to observe")
             made["proprio"] = spaces.Box(-np.inf, np.inf, (size,), np.float32)
         if "state" in self._observe:
             size = spaces.flatdim(self.env.observation_space)
@@ -218,9 +218,7 @@ def _whole_model(model: mujoco.MjModel) -> WorkspaceSpec:
 
 def _actuated_joints(model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
     """Addresses in qpos and qvel of the joints (hinges and slides) that an actuator drives, each once."""
-    on_joint = np.isin(
-        model.actuator_trntype, (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
-    )
+    on_joint = np.isin(model.actuator_trntype, (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT))
     joints = np.unique(model.actuator_trnid[on_joint, 0])
     scalar = np.isin(model.jnt_type[joints], (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE))
     joints = joints[scalar].astype(int)

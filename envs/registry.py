@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
 from envs.cameras import CameraSpec, WorkspaceSpec, load_cameras
 from envs.errors import UserError, unknown
 
-_CAMERA_FILE_SUFFIXES = (".yaml", ".yml")
+if TYPE_CHECKING:
+    from envs.multiview import MultiViewObservation
+
+_TASKS: dict[str, type[gym.Env]] = {}
 
 
-@dataclass(frozen=True)
-class Task:
-    """A registered task: how to make its state environment, and what is observed unless asked otherwise."""
+def register_task(env_id: str) -> Callable[[type[gym.Env]], type[gym.Env]]:
+    """Class decorator: register a state task, seen from its cameras, under an id, here and in Gymnasium.
 
-    make: Callable[[], gym.Env]
-    observe: tuple[str, ...]
-
-
-_TASKS: dict[str, Task] = {}
-
-
-def register_task(env_id: str, observe: Sequence[str] = ("images", "proprio")) -> Callable[[type], type]:
-    """Class decorator: register a state task under an id, here and in Gymnasium.
-
-    The class has the attributes ``cameras``, ``workspace``, ``movable`` and ``horizon``
+    The class is built without arguments and has the attributes ``cameras``, ``workspace``, ``movable`` and ``horizon``
     (see :class:`envs.tasks.arm.ArmEnv`).
 
     :param env_id: what users type.
-    :param observe: what is observed unless :func:`make` is told otherwise.
     :raises ValueError: if the id is taken.
     """
 
-    def register(task: type) -> type:
+    def register(task: type[gym.Env]) -> type[gym.Env]:
         if env_id in _TASKS:
             raise ValueError(f"environment '{env_id}' is registered twice")
-        _TASKS[env_id] = Task(task, tuple(observe))
-        gym.register(env_id, entry_point=partial(make, env_id), max_episode_steps=task.horizon)
+        _TASKS[env_id] = task
+        gym.register(
+            env_id, entry_point="envs.registry:make", kwargs={"env_id": env_id}, max_episode_steps=task.horizon
+        )
         return task
 
     return register
@@ -58,9 +50,9 @@ def make(
     cameras: str | Path | None = None,
     height: int = 64,
     width: int = 64,
-    observe: Sequence[str] | None = None,
+    observe: Sequence[str] = ("images", "proprio"),
     renderer: str = "auto",
-):
+) -> MultiViewObservation:
     """Make an environment that is seen from several cameras.
 
     :param env_id: one of :func:`env_ids`, or any MuJoCo environment of Gymnasium.
@@ -68,22 +60,18 @@ def make(
         commas. None: all of the task's own. A Gymnasium environment needs a file.
     :param height: image height, pixels.
     :param width: image width, pixels.
-    :param observe: which of images, proprio, state are observed; None: what the task was registered with.
+    :param observe: which of images, proprio, state are observed.
     :param renderer: auto, gl or warp.
-    :return: :class:`envs.multiview.MultiViewObservation`.
     :raises UserError: for an unknown environment, camera, observation or renderer, or a faulty cameras file.
     """
     from envs.multiview import MultiViewObservation
 
-    task = _TASKS.get(env_id)
-    if task is None:
-        env = _make_foreign(env_id, cameras)
-        specs, workspace = load_cameras(cameras)
-        observe = observe or ("images", "proprio")
+    if env_id in _TASKS:
+        specs, workspace = _task_cameras(env_id, _TASKS[env_id], cameras)
+        env = _TASKS[env_id]()
     else:
-        env = task.make()
-        specs, workspace = _task_cameras(env_id, env, cameras)
-        observe = observe or task.observe
+        specs, workspace = _foreign_cameras(env_id, cameras)
+        env = _make_foreign(env_id)
     return MultiViewObservation(
         env,
         specs,
@@ -97,42 +85,48 @@ def make(
 
 
 def _task_cameras(
-    env_id: str, env: gym.Env, cameras: str | Path | None
+    env_id: str, task: type[gym.Env], cameras: str | Path | None
 ) -> tuple[Sequence[CameraSpec], WorkspaceSpec]:
     if cameras is None:
-        return env.cameras, env.workspace
+        return task.cameras, task.workspace
     if _is_file(cameras):
         specs, workspace = load_cameras(cameras)
-        return specs, workspace or env.workspace
-    presets = {camera.name: camera for camera in env.cameras}
+        return specs, workspace or task.workspace
+    presets = {camera.name: camera for camera in task.cameras}
     names = [name.strip() for name in str(cameras).split(",")]
     for name in names:
         if name not in presets:
             raise unknown(f"camera of {env_id}", name, presets)
-    return [presets[name] for name in names], env.workspace
+    return [presets[name] for name in names], task.workspace
 
 
-def _make_foreign(env_id: str, cameras: str | Path | None) -> gym.Env:
-    ids = _gymnasium_ids()
-    if env_id not in ids:
-        raise unknown("environment", env_id, [*env_ids(), *ids])
+def _foreign_cameras(env_id: str, cameras: str | Path | None) -> tuple[Sequence[CameraSpec], WorkspaceSpec | None]:
+    if env_id not in gym.registry and ":" not in env_id:  # "module:id" has Gymnasium import the module first
+        raise unknown("environment", env_id, [*env_ids(), *_gymnasium_ids()])
     if cameras is None:
-        raise UserError(f"{env_id} has no cameras of its own: name a cameras file (see envs/assets/cameras for examples)")
+        raise UserError(f"{env_id} has no cameras of its own: name a cameras file (examples: envs/assets/cameras)")
     if not _is_file(cameras):
         raise UserError(f"{env_id} has no cameras of its own, so '{cameras}' must be a cameras file (.yaml)")
-    return gym.make(env_id, disable_env_checker=True)
+    return load_cameras(cameras)
+
+
+def _make_foreign(env_id: str) -> gym.Env:
+    try:
+        return gym.make(env_id, disable_env_checker=True)
+    except (gym.error.Error, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"environment {env_id} cannot be made: {reason}") from error
 
 
 def _gymnasium_ids() -> list[str]:
-    """Gymnasium's MuJoCo environments that need nothing that is not installed (v4 and later)."""
-    ids = []
-    for env_id, spec in gym.registry.items():
-        if isinstance(spec.entry_point, str) and spec.entry_point.startswith("gymnasium.envs.mujoco"):
-            if spec.version is not None and spec.version >= 4:
-                ids.append(env_id)
-    return sorted(ids)
+    """The MuJoCo environments that Gymnasium itself brings and that still run (v4 and later), for suggestions."""
+    return sorted(
+        env_id
+        for env_id, spec in gym.registry.items()
+        if str(spec.entry_point).startswith("gymnasium.envs.mujoco") and (spec.version or 0) >= 4
+    )
 
 
 def _is_file(cameras: str | Path) -> bool:
     path = Path(cameras)
-    return isinstance(cameras, Path) or path.suffix in _CAMERA_FILE_SUFFIXES or len(path.parts) > 1 or path.is_file()
+    return isinstance(cameras, Path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file()

@@ -1,8 +1,8 @@
 """The model that is looked at: same bodies and joints as the physics model, with our cameras and light GL settings.
 
-The task's own physics model is never touched. The visual model is compiled from the same MJCF; per observation the state
-is copied into it and kinematics, cameras and lights run on its own data. So what is seen is always what the state says,
-also right after a reset, and an episode goes the same way whether it is rendered or not.
+The task's own physics model is never touched. The visual model is compiled from the same MJCF; per observation the
+state is copied into it and kinematics, cameras and lights run on its own data. So what is seen is always what the state
+says, also right after a reset, and an episode goes the same way whether it is rendered or not.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ _COPIED_FIELDS = (
     "body_quat",
     "jnt_pos",
     "jnt_axis",
+    "geom_pos",
+    "geom_quat",
+    "geom_size",
+    "geom_rbound",
+    "geom_aabb",
     "geom_rgba",
     "geom_matid",
     "mat_rgba",
@@ -39,15 +44,13 @@ _COPIED_FIELDS = (
     "light_diffuse",
     "light_specular",
 )
-# The same for geoms other than meshes (MuJoCo moves a mesh geom's frame when it compiles, so they stay as compiled).
-_COPIED_GEOM_FIELDS = ("geom_pos", "geom_quat", "geom_size", "geom_rbound", "geom_aabb")
 
 
 class VisualModel:
     """A model with V cameras, and data that follows a physics simulation.
 
-    Attributes: ``model``, ``data``, ``cameras`` (the specifications), ``camera_ids`` (V,) in ``model``, ``movable_geoms``
-    (geom ids that are not background), ``key`` (equal for visual models that look the same).
+    Attributes: ``model``, ``data``, ``cameras`` (the specifications), ``camera_ids`` (V,) in ``model``,
+    ``movable_geoms`` (ids of geoms that are no background), ``key`` (equal for visual models that look the same).
     """
 
     def __init__(
@@ -79,7 +82,6 @@ class VisualModel:
         self._origin_body = None
         if workspace is not None and workspace.body is not None:
             self._origin_body = self.body_id(workspace.body, "the workspace's body")
-        self._primitive_geoms = np.flatnonzero(self.model.geom_type != mujoco.mjtGeom.mjGEOM_MESH)
         movable_bodies = self._movable_bodies(movable)
         self.movable_geoms = np.flatnonzero(movable_bodies[self.model.geom_bodyid])
         self.movable_sites = np.flatnonzero(movable_bodies[self.model.site_bodyid])
@@ -97,8 +99,6 @@ class VisualModel:
         """
         for name in _COPIED_FIELDS:
             np.copyto(getattr(self.model, name), getattr(physics, name))
-        for name in _COPIED_GEOM_FIELDS:
-            getattr(self.model, name)[self._primitive_geoms] = getattr(physics, name)[self._primitive_geoms]
         np.copyto(self.data.qpos, data.qpos)
         np.copyto(self.data.mocap_pos, data.mocap_pos)
         np.copyto(self.data.mocap_quat, data.mocap_quat)
@@ -129,9 +129,7 @@ class VisualModel:
         """The cameras at the synced instant, in the workspace frame, for images of (height, width) pixels."""
         names = [camera.name for camera in self.cameras]
         moving = self.moves_in_workspace
-        return read_rig(
-            self.model, self.data, self.camera_ids, names, height, width, origin=self.origin, moving=moving
-        )
+        return read_rig(self.model, self.data, self.camera_ids, names, height, width, origin=self.origin, moving=moving)
 
     def poses(self) -> np.ndarray:
         """(V, 4, 4) ``world_from_camera`` at the synced instant, workspace frame."""

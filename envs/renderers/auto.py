@@ -18,7 +18,7 @@ class AutoRenderer:
 
     @property
     def name(self) -> str:
-        """"auto" until the first image, then the chosen renderer's name."""
+        """The chosen renderer's name; auto until the first image."""
         return "auto" if self._chosen is None else self._chosen.name
 
     def render(self, visual: VisualModel, height: int, width: int) -> np.ndarray:

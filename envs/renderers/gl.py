@@ -1,7 +1,7 @@
 """OpenGL renderer. A process has one OpenGL context, made when first needed, and shared by all of its environments.
 
-Nothing here may be used while another thread renders. A process that forks after it has rendered can render in the child
-only with Mesa's software renderer; with a GPU's driver, start workers by "spawn" or "forkserver", or before rendering.
+Threads take turns. A process that forks after it has rendered can render in the child only with Mesa's software
+renderer; with a GPU's driver, start workers by "spawn" or "forkserver", or before rendering.
 """
 
 from __future__ import annotations

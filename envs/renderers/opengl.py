@@ -1,8 +1,7 @@
 """Opening OpenGL without a display: EGL, or OSMesa where there is no EGL.
 
-The choice is made when the first image is asked for, never at import. ``MUJOCO_GL`` and ``PYOPENGL_PLATFORM`` are obeyed
-where they are set; ``MUJOCO_EGL_DEVICE_ID`` picks a GPU. On machines with a window system of their own (macOS, Windows)
-MuJoCo's default is taken.
+The choice is made when the first image is asked for, never at import. ``MUJOCO_GL`` and ``PYOPENGL_PLATFORM`` are
+obeyed where they are set; ``MUJOCO_EGL_DEVICE_ID`` picks a GPU. On macOS and Windows MuJoCo's default is taken.
 """
 
 from __future__ import annotations
@@ -64,8 +63,8 @@ def platforms_to_try() -> list[str]:
     if wanted in _OFF:
         raise NoOpenGL(f"MUJOCO_GL={wanted} forbids OpenGL; unset it, or choose the renderer warp")
     bindings = os.environ.get("PYOPENGL_PLATFORM", "").strip().lower()
-    for variable, value, unset in (("MUJOCO_GL", wanted, (*_UNSET, "glx")), ("PYOPENGL_PLATFORM", bindings, ("", "glx"))):
-        if value not in (*_PLATFORMS, *unset):
+    for variable, value in (("MUJOCO_GL", wanted), ("PYOPENGL_PLATFORM", bindings)):
+        if value not in (*_PLATFORMS, *_UNSET, "glx"):
             raise unknown(f"value of {variable}", value, _PLATFORMS)
     if wanted in _PLATFORMS:
         return [wanted]

@@ -47,7 +47,8 @@ class ArmEnv(gym.Env):
         self._substeps = round(CONTROL_STEP / self.model.opt.timestep)
         self._hand = self.model.body("hand_target").mocapid[0]
         self._end_effector = self.model.body("end_effector").id
-        self._fingers = self.model.jnt_qposadr[[self.model.joint(f"{side}_finger_slide").id for side in ("left", "right")]]
+        fingers = [self.model.joint(f"{side}_finger_slide").id for side in ("left", "right")]
+        self._fingers = self.model.jnt_qposadr[fingers]
         self._low = np.subtract(self.workspace.centre, self.workspace.half_extents)
         self._high = np.add(self.workspace.centre, self.workspace.half_extents)
         self._elapsed = 0
@@ -88,7 +89,12 @@ class ArmEnv(gym.Env):
         return self._observation(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Apply one action for one control step."""
+        """Apply one action for one control step.
+
+        :raises ValueError: if the action holds NaN or infinity (the simulation would silently reset itself).
+        """
+        if not np.all(np.isfinite(action)):
+            raise ValueError(f"action {np.asarray(action).tolist()} is not finite")
         action = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
         start = self.data.mocap_pos[self._hand].copy()
         goal = np.clip(start + ACTION_SCALE * action[:3], self._low, self._high)

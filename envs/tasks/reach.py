@@ -16,7 +16,6 @@ START_HALF_EXTENTS = (0.10, 0.10, 0.07)  # the gripper's start
 _CENTRE = (0.55, 0.0, 0.22)
 
 
-@register_task("reach-state", observe=("state",))
 @register_task("reach-multiview")
 class ReachEnv(ArmEnv):
     """Reach with simulator state: proprio, the ball, and the way to it (see :class:`~envs.tasks.arm.ArmEnv`)."""
