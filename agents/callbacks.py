@@ -1,0 +1,239 @@
+"""The callback that owns the auxiliary loss: when it runs, how much it counts, and what is logged of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch.utils.hooks import RemovableHandle
+
+from agents.buffers import FrameBuffer, to_tensors
+from agents.clipping import ClipConfig, GroupClipper
+from agents.extractors import KeypointExtractor
+from agents.seam import NonFiniteError
+from envs.errors import UserError
+from kp3d_rl.metrics import view_disagreement
+
+
+@dataclass(frozen=True)
+class AuxiliaryConfig:
+    """How the auxiliary loss trains the encoder beside the policy.
+
+    :param joint: carry the loss in the policy's own updates.
+    :param warmup_frames: environment steps with random actions before the first rollout; they count as steps.
+    :param warmup_steps: unsupervised steps on those frames before the first rollout.
+    :param steps_per_rollout: unsupervised steps before each later rollout.
+    :param batch_size: frames per unsupervised step.
+    :param buffer_frames: how many of the latest frames the unsupervised steps draw from.
+    :param final_scale: the loss's weight at the end of training relative to the start, linear in between.
+    :param policy_gradient: share of the policy's gradient that reaches the encoder (1 as the original, 0 none).
+    :param clip: largest gradient norms of policy and encoder.
+    """
+
+    joint: bool = True
+    warmup_frames: int = 4000
+    warmup_steps: int = 1500
+    steps_per_rollout: int = 0
+    batch_size: int = 64
+    buffer_frames: int = 10_000
+    final_scale: float = 1.0
+    policy_gradient: float = 0.1
+    clip: ClipConfig = field(default_factory=ClipConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_frames", "warmup_steps", "steps_per_rollout", "final_scale", "policy_gradient"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"auxiliary {name} must be at least 0, got {getattr(self, name)}")
+        if self.batch_size < 1 or self.buffer_frames < 1:
+            raise ValueError("auxiliary batch_size and buffer_frames must be at least 1")
+        if self.warmup_steps and not self.warmup_frames:
+            raise ValueError("auxiliary warmup_steps need warmup_frames to train on, got 0")
+
+
+class AuxiliaryCallback(BaseCallback):
+    """Trains the keypoints of a :class:`~agents.policies.KeypointPolicy` beside the policy.
+
+    The gate opens at a rollout's end and closes at the next one's start, so only ``train()`` lies inside. Extra
+    unsupervised steps run at a rollout's start, never after it: stored values and log-probabilities belong to the
+    encoder that made them. They use the policy's own optimiser, so every encoder weight has one Adam state.
+
+    :param config: schedule, amounts and clips.
+    :param held_out: frames of the warm-up (or the first rollout) kept apart, on which quality is logged.
+    :param should_stop: asked between unsupervised steps, which may take minutes.
+    """
+
+    def __init__(
+        self,
+        config: AuxiliaryConfig | None = None,
+        held_out: int = 128,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__()
+        self.should_stop = should_stop
+        self.config = config or AuxiliaryConfig()
+        self.held_out_frames = held_out
+        self.held_out: dict[str, torch.Tensor] | None = None
+        self.baseline = math.nan
+        self._handle: RemovableHandle | None = None
+
+    # -- SB3's hooks -------------------------------------------------------------------------------------------------
+
+    def _on_training_start(self) -> None:
+        self.extractor = self._find_extractor()
+        self.auxiliary = self.extractor.auxiliary
+        keys = ("images", "camera_poses") if "camera_poses" in self.model.observation_space.spaces else ("images",)
+        self.frames = FrameBuffer(self.config.buffer_frames, keys)
+        self.generator = np.random.default_rng(self.model.seed)
+        self._install_clipper()
+        if self.model.num_timesteps == 0 and self.config.warmup_frames:
+            self._collect_random_frames(self.config.warmup_frames)
+            self.train_unsupervised(self.config.warmup_steps)
+
+    def _on_rollout_start(self) -> None:
+        self.auxiliary.is_open = False
+        done = self.model.num_timesteps / max(1, self.model._total_timesteps)
+        self.auxiliary.scale = 1.0 + (self.config.final_scale - 1.0) * min(1.0, done)
+        self._log_training()
+        if len(self.frames):
+            self.train_unsupervised(self.config.steps_per_rollout)
+
+    def _on_step(self) -> bool:
+        self.frames.add(self.locals["new_obs"])
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.held_out is None:
+            self._hold_out(self.frames.last(self.held_out_frames))
+        self._log_quality()
+        self.auxiliary.is_open = self.config.joint
+        self.auxiliary.measure_next = self.config.joint
+        self.clipper.updates += 1
+
+    def _on_training_end(self) -> None:
+        self.auxiliary.is_open = False
+        self._log_training()
+        if self._handle is not None:
+            self._handle.remove()
+
+    # -- unsupervised steps ------------------------------------------------------------------------------------------
+
+    def train_unsupervised(self, steps: int) -> None:
+        """Train encoder and decoder alone on frames of the buffer.
+
+        :param steps: gradient steps; the policy's parameters get no gradient, so the optimiser leaves them as they are.
+        """
+        policy, optimizer = self.model.policy, self.model.policy.optimizer
+        policy.set_training_mode(True)
+        for _ in range(steps):
+            if self.should_stop():
+                break
+            optimizer.zero_grad(set_to_none=True)
+            batch = to_tensors(self.frames.sample(self.config.batch_size, self.generator), self.model.device)
+            self.auxiliary.loss(self.extractor.terms(batch)).backward()
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        policy.set_training_mode(False)
+
+    def _collect_random_frames(self, count: int) -> None:
+        """Step the training environments with random actions, each held for some steps so that they get somewhere."""
+        env, held = self.training_env, None
+        for step in range(math.ceil(count / env.num_envs)):
+            if held is None or step % 8 == 0:
+                held = np.stack([self.model.action_space.sample() for _ in range(env.num_envs)])
+            observations, _, _, _ = env.step(held)
+            self.frames.add(observations)
+            self.model.num_timesteps += env.num_envs
+        self._hold_out(self.frames.last(self.held_out_frames))
+        # The held-out frames are the newest: forget them, the ring goes on in their place.
+        self.frames.added = max(1, self.frames.added - self.held_out_frames)
+        self.model._last_obs = env.reset()
+
+    # -- checks and logs ---------------------------------------------------------------------------------------------
+
+    def _find_extractor(self) -> KeypointExtractor:
+        """The policy's extractor; training without one would silently train nothing."""
+        extractor = getattr(self.model.policy, "features_extractor", None)
+        if not isinstance(extractor, KeypointExtractor) or extractor.auxiliary is None:
+            raise UserError(
+                f"AuxiliaryCallback needs a policy with a KeypointExtractor (KeypointPolicy), "
+                f"got {type(self.model.policy).__name__} with {type(extractor).__name__}"
+            )
+        if self.model.max_grad_norm != math.inf:
+            raise UserError(
+                f"SB3 would clip policy and encoder together: build the model with max_grad_norm=math.inf, "
+                f"got {self.model.max_grad_norm}"
+            )
+        return extractor
+
+    def _install_clipper(self) -> None:
+        """Hooks do not survive a load, so the clipper is installed at every training start."""
+        encoder = self.auxiliary.parameters
+        own = {id(parameter) for parameter in encoder}
+        policy = [p for p in self.model.policy.parameters() if id(p) not in own]
+        self.clipper = GroupClipper(policy, encoder, self.config.clip, self._refuse_nonfinite)
+        self.clipper.before_clip = self._measure
+        self.gradient_norms: dict[str, float] = {}
+        self._handle = self.clipper.install(self.model.policy.optimizer)
+
+    def _refuse_nonfinite(self, group: str) -> None:
+        raise NonFiniteError(f"the gradient of the {group} is NaN or Inf")
+
+    def _measure(self) -> None:
+        self.gradient_norms = self.auxiliary.gradient_norms() or self.gradient_norms
+
+    def _hold_out(self, frames: dict[str, np.ndarray]) -> None:
+        """Keep frames apart and note what predicting their mean image would cost."""
+        images = frames["images"].astype(np.float32) / 255.0
+        self.baseline = float(np.mean((images - images.mean(0)) ** 2))
+        self.held_out = to_tensors(frames, self.model.device)
+
+    def _log_training(self) -> None:
+        for name, value in self.auxiliary.mean_terms().items():
+            self.logger.record(f"auxiliary/{name}", value)
+        for name, value in self.clipper.mean_norms().items():
+            self.logger.record(f"gradients/{name}", value)
+        for name, value in self.gradient_norms.items():
+            self.logger.record(f"gradients/encoder_from_{name}", value)
+
+    @torch.no_grad()
+    def _log_quality(self) -> None:
+        """Reconstruction against the mean image, and the views' disagreement, on the held-out frames."""
+        assert self.held_out is not None
+        images, poses = self.held_out["images"], self.held_out.get("camera_poses")
+        encoder, decoder = self.extractor.encoder, self.model.policy.decoder
+        keypoints = encoder(images, poses)
+        views = torch.arange(encoder.num_views, device=images.device)
+        target = images.permute(0, 1, 4, 2, 3).float() / 255.0
+        error = float(torch.mean((decoder(keypoints, encoder, views, poses) - target) ** 2))
+        self.logger.record("keypoints/reconstruction", error)
+        self.logger.record("keypoints/mean_image", self.baseline)
+        self.logger.record("keypoints/reconstruction_ratio", error / max(self.baseline, 1e-12))
+        if encoder.config.dimensions == "3d":
+            disagreement = view_disagreement(keypoints.view_points, keypoints.confidence)
+            self.logger.record("keypoints/view_disagreement_cm", 100.0 * float(disagreement.mean()))
+
+
+class FiniteCallback(BaseCallback):
+    """Stops training on NaN or Inf in observations, rewards or actions, before the policy sees them."""
+
+    def _on_rollout_start(self) -> None:
+        self._check("observation", self.model._last_obs)
+
+    def _on_step(self) -> bool:
+        self._check("action", self.locals["actions"])
+        self._check("reward", self.locals["rewards"])
+        self._check("observation", self.locals["new_obs"])
+        return True
+
+    @staticmethod
+    def _check(what: str, values: np.ndarray | dict[str, np.ndarray]) -> None:
+        named = values.items() if isinstance(values, dict) else [("", values)]
+        for name, array in named:
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
+                label = f"{what} '{name}'" if name else what
+                raise NonFiniteError(f"the {label} of environment {', '.join(map(str, bad))} is NaN or Inf")

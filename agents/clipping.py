@@ -1,0 +1,92 @@
+"""Gradient clipping by group.
+
+SB3's PPO clips all of a policy's parameters by one common norm, so a large auxiliary gradient would shrink the policy's
+to nothing. Here SB3's own clipping is switched off (``max_grad_norm = inf``) and a hook on the optimiser clips the
+policy and the encoder with its decoder each on its own, as the original does (2.0, and max(5, 15 - 0.01 n)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from agents.seam import global_norm
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Largest gradient norms.
+
+    :param policy: of actor and critic.
+    :param encoder: of encoder and decoder together, at the first policy update.
+    :param encoder_decay: by how much that falls with every policy update.
+    :param encoder_floor: what it does not fall below.
+    """
+
+    policy: float = 2.0
+    encoder: float = 15.0
+    encoder_decay: float = 0.01
+    encoder_floor: float = 5.0
+
+    def __post_init__(self) -> None:
+        if min(self.policy, self.encoder, self.encoder_floor) <= 0 or self.encoder_decay < 0:
+            raise ValueError("gradient clips must be above 0 and their decay at least 0")
+
+    def encoder_at(self, update: int) -> float:
+        """Clip of the encoder's group after ``update`` policy updates."""
+        return max(min(self.encoder_floor, self.encoder), self.encoder - self.encoder_decay * update)
+
+
+class GroupClipper:
+    """Optimiser step-pre-hook: measures, checks and clips each group of parameters on its own.
+
+    :param policy_parameters: every parameter outside the encoder's group.
+    :param encoder_parameters: encoder and decoder.
+    :param config: the largest norms.
+    :param on_nonfinite: called with the group's name when a gradient is NaN or Inf; expected to raise.
+    """
+
+    def __init__(
+        self,
+        policy_parameters: Iterable[nn.Parameter],
+        encoder_parameters: Iterable[nn.Parameter],
+        config: ClipConfig,
+        on_nonfinite: Callable[[str], None],
+    ) -> None:
+        self.groups = {"policy": list(policy_parameters), "encoder": list(encoder_parameters)}
+        self.config = config
+        self.on_nonfinite = on_nonfinite
+        self.before_clip: Callable[[], None] | None = None
+        self.updates = 0
+        self.norms: dict[str, list[float]] = {name: [] for name in self.groups}
+
+    def install(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Hook into an optimiser; the handle takes the hook out again. Hooks do not survive loading a model."""
+        return optimizer.register_step_pre_hook(self._on_step)
+
+    def _on_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.before_clip is not None:
+            self.before_clip()
+        limits = {"policy": self.config.policy, "encoder": self.config.encoder_at(self.updates)}
+        for name, parameters in self.groups.items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if not gradients:
+                continue
+            norm = global_norm(gradients)
+            if not norm < float("inf"):
+                self.on_nonfinite(name)
+            self.norms[name].append(norm)
+            if norm > limits[name]:
+                torch._foreach_mul_(gradients, limits[name] / (norm + 1e-6))
+
+    def mean_norms(self) -> dict[str, float]:
+        """Mean gradient norm of each group, before clipping, since the last call."""
+        means = {name: sum(values) / len(values) for name, values in self.norms.items() if values}
+        for values in self.norms.values():
+            values.clear()
+        return means

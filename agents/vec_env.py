@@ -1,0 +1,74 @@
+"""Vectorised environments for training on views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+
+class NormalizeReward(VecEnvWrapper):
+    """Divide rewards by the running standard deviation of the discounted return, and leave observations alone.
+
+    ``VecNormalize(norm_obs=False)`` does the same to rewards but deep-copies every observation, views included, at
+    each step.
+
+    :param venv: environments to wrap.
+    :param gamma: discount of the return.
+    :param clip: largest absolute reward handed on.
+    """
+
+    def __init__(self, venv: VecEnv, gamma: float = 0.99, clip: float = 10.0) -> None:
+        super().__init__(venv)
+        self.gamma, self.clip = gamma, clip
+        self.statistics = RunningMeanStd(shape=())
+        self.returns = np.zeros(self.num_envs)
+
+    def reset(self) -> VecEnvObs:
+        """Start all episodes anew."""
+        self.returns[:] = 0.0
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step; the reward that an episode really got stays in ``info["episode"]``."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        self.returns = self.returns * self.gamma + rewards
+        self.statistics.update(self.returns)
+        self.returns[dones] = 0.0
+        scaled = rewards / np.sqrt(self.statistics.var + 1e-8)
+        return observations, np.clip(scaled, -self.clip, self.clip), dones, infos
+
+    def state(self) -> dict[str, Any]:
+        """Statistics and running returns as plain numbers, fit for JSON."""
+        s = self.statistics
+        return {
+            "mean": float(s.mean),
+            "var": float(s.var),
+            "count": float(s.count),
+            "returns": [float(r) for r in self.returns],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state`; running returns are taken over only where the number of environments agrees."""
+        s = self.statistics
+        s.mean, s.var, s.count = np.float64(state["mean"]), np.float64(state["var"]), state["count"]
+        if len(state["returns"]) == self.num_envs:
+            self.returns = np.array(state["returns"], dtype=np.float64)
+
+
+def make_vec_env(constructors: Sequence[Callable[[], gym.Env]], seed: int | None = None) -> VecMonitor:
+    """Environments that step one after the other in this process and share its renderer.
+
+    :param constructors: one per environment.
+    :param seed: environment i is reset with ``seed + i`` the first time.
+    :return: episode returns, lengths and successes are in ``info["episode"]`` at an episode's end.
+    """
+    venv = VecMonitor(DummyVecEnv(list(constructors)), info_keywords=("is_success",))
+    if seed is not None:
+        venv.seed(seed)
+    return venv

@@ -1,0 +1,1 @@
+"""What people run: train, evaluate, video, preview, doctor. Each module's ``main`` reads as a sentence."""

@@ -1,0 +1,141 @@
+"""The command line shared by every entry point: options from frozen dataclasses, one-line errors, exit codes.
+
+Options are checked here before ``tyro`` builds the dataclass, so that a typing error costs the user one line that names
+the closest valid option instead of a page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from envs.errors import UserError, unknown
+
+Config = TypeVar("Config")
+_NUMBERS = {int: "a whole number", float: "a number"}
+
+
+def run_main(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
+    """Run an entry point and leave the process with the project's exit codes.
+
+    A :class:`UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130; every other exception keeps
+    its traceback and exits 1.
+
+    :param main: takes the arguments after the program's name; its return value is the exit code (None is 0).
+    """
+    try:
+        code = main(sys.argv[1:]) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
+    """Build a frozen dataclass from command-line arguments.
+
+    :param config_class: dataclass whose (nested) fields are the options: ``encoder.keypoints`` is
+        ``--encoder.keypoints``, a bool ``wandb.offline`` is ``--wandb.offline`` / ``--wandb.no-offline``.
+    :param argv: arguments without the program's name.
+    :raises UserError: for an unknown option, a value of the wrong type, or a combination that the dataclass refuses.
+    """
+    _check(list(argv), options(config_class))
+    try:
+        return tyro.cli(config_class, args=list(argv))
+    except ValueError as error:  # raised by a dataclass's own __post_init__
+        raise UserError(str(error)) from error
+
+
+def options(config_class: type, prefix: str = "") -> dict[str, Any]:
+    """List the command-line options of a dataclass with the type each one takes.
+
+    :param config_class: dataclass, nested ones contribute dotted names.
+    :param prefix: dotted name of the field that holds the dataclass.
+    :return: ``{"--encoder.keypoints": int, ...}``; a bool field appears under both of its flags.
+    """
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        name, kind = prefix + field.name.replace("_", "-"), hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            found |= options(typing.cast(type, kind), name + ".")
+        else:
+            found["--" + name] = kind
+            if kind is bool:
+                head, _, last = name.rpartition(".")
+                found[f"--{head}{'.' if head else ''}no-{last}"] = kind
+    return found
+
+
+def _check(argv: list[str], valid: dict[str, Any]) -> None:
+    """Refuse the first unknown option, missing value or value of the wrong kind."""
+    position = 0
+    while position < len(argv):
+        token = argv[position]
+        position += 1
+        if token in ("-h", "--help"):
+            return
+        if not token.startswith("--"):
+            raise UserError(f"unexpected argument '{token}': options start with --, see --help")
+        name, equals, value = token.partition("=")
+        name = name.replace("_", "-")
+        if name not in valid:
+            raise unknown("option", name, valid)
+        kind = valid[name]
+        if kind is bool:
+            if equals:
+                raise UserError(f"{name} takes no value (use {name} or its no- form)")
+            continue
+        if not equals:
+            if position >= len(argv) or argv[position].startswith("--"):
+                raise UserError(f"{name} needs a value ({describe(kind)})")
+            value = argv[position]
+            position += 1
+        _check_value(name, kind, value)
+        # Sequences take every following token up to the next option.
+        while typing.get_origin(kind) is tuple and position < len(argv) and not argv[position].startswith("--"):
+            position += 1
+
+
+def _check_value(name: str, kind: Any, value: str) -> None:
+    """Refuse a value that its option's type cannot hold; types not listed here are left to tyro."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if type(None) in kinds and value.lower() == "none":
+        return
+    kinds = tuple(k for k in kinds if k is not type(None))
+    if len(kinds) != 1:
+        return
+    (kind,) = kinds
+    if typing.get_origin(kind) is Literal:
+        choices = [str(choice) for choice in typing.get_args(kind)]
+        if value not in choices:
+            raise unknown(f"value for {name}", value, choices)
+    elif kind in _NUMBERS:
+        try:
+            kind(value)
+        except ValueError:
+            raise UserError(f"{name} needs {_NUMBERS[kind]}, got '{value}'") from None
+
+
+def describe(kind: Any) -> str:
+    """Say in a few words what values an option takes.
+
+    :param kind: a type annotation such as ``int``, ``Literal["a", "b"]`` or ``Path | None``.
+    """
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(str(choice) for choice in typing.get_args(kind))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return ", ".join(describe(k) for k in typing.get_args(kind) if k is not type(None))
+    if kind is Path:
+        return "a path"
+    return _NUMBERS.get(kind, "text")

@@ -1,0 +1,213 @@
+"""The options of a training run: frozen dataclasses that are the command line and ``config.yaml`` at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from agents.callbacks import AuxiliaryConfig
+from envs.errors import UserError, unknown
+from kp3d_rl.keypoint3d import Keypoint3DConfig
+
+
+@dataclass(frozen=True)
+class EncoderConfig(Keypoint3DConfig):
+    """What the policy acts on.
+
+    :param kind: "keypoint3d"; "pixels", a CNN over all views; "state", the simulator's numbers (the upper bound).
+    """
+
+    kind: Literal["keypoint3d", "pixels", "state"] = "keypoint3d"
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation as in Stable-Baselines3.
+
+    :param envs: environments that step side by side.
+    :param steps: steps of each environment per rollout.
+    :param batch_size: samples per gradient step.
+    :param epochs: passes over a rollout.
+    :param learning_rate: of Adam at the start.
+    :param final_learning_rate: at the end, relative to the start; linear in between.
+    :param gamma: discount.
+    :param gae_lambda: of generalised advantage estimation.
+    :param clip_range: of the policy ratio.
+    :param entropy: weight of the entropy bonus.
+    :param value: weight of the value loss.
+    :param target_kl: stop a rollout's updates at 1.5 times this divergence; 0 never stops.
+    :param hidden: units of each of the two hidden layers of actor and critic.
+    :param log_std: logarithm of the actions' standard deviation at the start.
+    :param normalize_reward: divide rewards by the running deviation of the return.
+    """
+
+    envs: int = 8
+    steps: int = 128
+    batch_size: int = 128
+    epochs: int = 5
+    learning_rate: float = 3e-4
+    final_learning_rate: float = 0.1
+    gamma: float = 0.97
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    entropy: float = 0.0
+    value: float = 0.5
+    target_kl: float = 0.03
+    hidden: int = 128
+    log_std: float = -0.5
+    normalize_reward: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("envs", "steps", "epochs", "hidden", "learning_rate", "clip_range"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"ppo {name} must be above 0, got {getattr(self, name)}")
+        if self.batch_size < 2 or self.batch_size > self.envs * self.steps:
+            raise ValueError(
+                f"ppo batch_size must be at least 2 and at most envs x steps = {self.envs * self.steps}, "
+                f"got {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written while training.
+
+    :param evaluate_every: environment steps between deterministic evaluations; 0 evaluates at the end only.
+    :param evaluation_episodes: episodes of each of them.
+    :param checkpoint_every: environment steps between checkpoints; one is always written at the end.
+    :param picture_every: environment steps between pictures of views, keypoints and reconstructions.
+    :param wandb: Weights & Biases "offline", "online" or "off".
+    :param wandb_project: project that an online run is filed under.
+    """
+
+    evaluate_every: int = 10_000
+    evaluation_episodes: int = 20
+    checkpoint_every: int = 20_000
+    picture_every: int = 10_000
+    wandb: Literal["offline", "online", "off"] = "offline"
+    wandb_project: str = "kp3d_rl"
+
+    def __post_init__(self) -> None:
+        if self.evaluation_episodes < 1:
+            raise ValueError(f"log evaluation_episodes must be at least 1, got {self.evaluation_episodes}")
+        if min(self.evaluate_every, self.checkpoint_every, self.picture_every) < 0:
+            raise ValueError("log intervals must be at least 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run; everything that is needed to repeat it.
+
+    :param env: registered task, or any MuJoCo Gymnasium id together with ``cameras``.
+    :param run: name of the run folder ``runs/<env>/<run>``; by default encoder, algorithm, seed and the time.
+    :param seed: of environments, networks and sampling.
+    :param device: "auto" takes a GPU where there is one.
+    :param cameras: YAML file of cameras in place of the task's own, or names of some of those, separated by commas.
+    :param image_size: pixels per side of every view.
+    :param renderer: "auto" takes OpenGL where it works and the ray tracer where it does not.
+    :param total_steps: environment steps, warm-up included.
+    :param threads: threads of the network library; 0 takes all cores.
+    :param encoder: what the policy acts on.
+    :param auxiliary: how the keypoints are trained beside the policy.
+    :param ppo: the algorithm's options.
+    :param log: what is written.
+    """
+
+    env: str = "reach-multiview"
+    run: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    cameras: str | None = None
+    image_size: int = 64
+    renderer: Literal["auto", "gl", "warp"] = "auto"
+    total_steps: int = 120_000
+    threads: int = 0
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
+        if not 16 <= self.image_size <= 1024:
+            raise ValueError(f"image_size must lie between 16 and 1024 pixels, got {self.image_size}")
+        if self.seed < 0 or self.threads < 0:
+            raise ValueError("seed and threads must be at least 0")
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration as YAML, in the order of its fields.
+
+    :param config: frozen dataclass, nested ones become mappings.
+    """
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def from_yaml(path: Path, config_class: type = TrainConfig) -> Any:
+    """Read a configuration back, checked against the dataclass.
+
+    :param path: file that :func:`to_yaml` wrote.
+    :param config_class: the dataclass.
+    :raises UserError: naming file and key for anything that is not as the dataclass says.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML") from None
+    return _from_dict(data, config_class, str(path), "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _from_dict(data: Any, config_class: type, file: str, prefix: str) -> Any:
+    """Build a dataclass from a mapping; unknown keys, wrong types and refused values name file and key."""
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: '{prefix or 'top level'}' must be a mapping, got {type(data).__name__}")
+    hints, values = typing.get_type_hints(config_class), {}
+    names = {field.name for field in dataclasses.fields(config_class)}
+    for key, value in data.items():
+        if key not in names:
+            raise unknown(f"key in {file}:", prefix + str(key), [prefix + name for name in sorted(names)])
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            values[key] = _from_dict(value, typing.cast(type, kind), file, f"{prefix}{key}.")
+        else:
+            values[key] = _typed(value, kind, f"{file}: key '{prefix}{key}'")
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """A YAML value as the annotated type, or a UserError that says where."""
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            raise unknown(f"value at {where}:", str(value), map(str, typing.get_args(kind)))
+        return value
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{where} must be {kind.__name__}, got {value!r}")
+    return value

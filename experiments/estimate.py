@@ -1,0 +1,111 @@
+"""What a training run will cost, measured on this machine before it starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.buffers import to_tensors
+from experiments.building import make_env
+from experiments.config import TrainConfig
+from experiments.evaluation import stack
+
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a run: seconds, and bytes of memory and of disk."""
+
+    seconds: float
+    memory: int
+    disk: int
+    disk_free: int
+
+    def __str__(self) -> str:
+        minutes = self.seconds / 60
+        span = f"{minutes:.0f} min" if minutes >= 2 else f"{self.seconds:.0f} s"
+        return (
+            f"estimate: about {span}, {self.memory / MEGABYTE:.0f} MB of memory, "
+            f"{self.disk / MEGABYTE:.0f} MB of disk ({self.disk_free / MEGABYTE:.0f} MB free)"
+        )
+
+
+def estimate(config: TrainConfig, model: BaseAlgorithm, folder: Path) -> Estimate:
+    """Time a few steps and one gradient step; the model and the random state are left as they were.
+
+    :param config: of the run.
+    :param model: as built, before training.
+    :param folder: an existing folder on the disk that the run will be written to.
+    """
+    env = make_env(config)
+    env.reset(seed=0)
+    observation, act = _time_step(env)
+    env.close()
+    with torch.random.fork_rng():
+        update = _time_update(config, model, observation)
+    ppo, auxiliary = config.ppo, config.auxiliary
+    rollouts = config.total_steps / (ppo.envs * ppo.steps)
+    updates = rollouts * ppo.epochs * (ppo.envs * ppo.steps // ppo.batch_size)
+    if config.encoder.kind == "keypoint3d":
+        extra = auxiliary.warmup_steps + rollouts * auxiliary.steps_per_rollout
+        updates += extra * auxiliary.batch_size / ppo.batch_size
+    evaluated = config.log.evaluation_episodes * 50 * config.total_steps / max(1, config.log.evaluate_every)
+    seconds = (config.total_steps + evaluated) * act + updates * update
+    frame = sum(value.nbytes for value in observation.values()) / len(next(iter(observation.values())))
+    frames = ppo.envs * ppo.steps + (auxiliary.buffer_frames if config.encoder.kind == "keypoint3d" else 0)
+    weights = 4 * sum(parameter.numel() for parameter in model.policy.parameters())
+    checkpoints = 1 + config.total_steps // max(1, config.log.checkpoint_every or config.total_steps)
+    return Estimate(
+        seconds,
+        int(_resident() + frames * frame + 4 * weights),
+        int(checkpoints * 3 * weights + 2 * MEGABYTE),
+        shutil.disk_usage(folder).free,
+    )
+
+
+def _time_step(env, steps: int = 20):  # noqa: ANN001, ANN202
+    """An observation as a batch of one, and seconds per step, best of two halves so that a hiccup does not count."""
+    observation, times = None, []
+    for _ in range(2):
+        started = time.perf_counter()
+        for _ in range(steps):
+            observation, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            if terminated or truncated:
+                env.reset()
+        times.append((time.perf_counter() - started) / steps)
+    return stack([observation]), min(times)
+
+
+def _time_update(config: TrainConfig, model: BaseAlgorithm, observation: dict) -> float:
+    """Seconds of one forward and backward pass of policy and auxiliary loss over a minibatch."""
+    policy, size = model.policy, config.ppo.batch_size
+    batch = {key: value.repeat_interleave(size, 0) for key, value in to_tensors(observation, model.device).items()}
+    actions = torch.zeros(size, *model.action_space.shape, device=model.device)
+    times = []
+    policy.set_training_mode(True)
+    for _ in range(2):
+        started = time.perf_counter()
+        values, log_prob, _ = policy.evaluate_actions(batch, actions)
+        loss = (values.mean() + log_prob.mean()) * 0.0
+        if config.encoder.kind == "keypoint3d":
+            loss = loss + sum(policy.features_extractor.terms(batch).values())
+        loss.backward()
+        times.append(time.perf_counter() - started)
+    policy.optimizer.zero_grad(set_to_none=True)
+    policy.set_training_mode(False)
+    return min(times)
+
+
+def _resident() -> int:
+    """Bytes that this process holds in memory now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0

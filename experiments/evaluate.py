@@ -1,0 +1,105 @@
+"""Evaluate a run: ``python -m experiments.evaluate --env reach-multiview [--run PATH]``.
+
+Prints how many episodes end in success, with 95 % intervals, and writes ``eval.json`` into the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+from tqdm import tqdm
+
+from envs.errors import UserError
+from experiments.building import load_policy, make_env, use_threads
+from experiments.cli import parse, run_main
+from experiments.evaluation import EVALUATION_SEED, Evaluation, blacked_out, evaluate
+from experiments.runs import Run
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Deterministic evaluation on fixed seeds that training never sees.
+
+    :param env: environment; with no ``run`` its newest run is taken.
+    :param run: run folder, or its name within the environment.
+    :param seed: number of the block of evaluation seeds; blocks never overlap.
+    :param episodes: how many.
+    :param envs: how many episodes are played at a time.
+    :param checkpoint: step of the checkpoint; by default the newest.
+    :param device: "auto" takes a GPU where there is one.
+    :param ablate: also evaluate the same policy on blacked-out views.
+    """
+
+    env: str | None = None
+    run: str | None = None
+    seed: int = 0
+    episodes: int = 100
+    envs: int = 10
+    checkpoint: int | None = None
+    device: str = "auto"
+    ablate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.envs < 1:
+            raise ValueError("episodes and envs must be at least 1")
+        if not 0 <= self.seed < 1000 or self.episodes > 10_000:
+            raise ValueError("seed must lie in 0 … 999 and episodes be at most 10000: seeds stay clear of training's")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Load, evaluate, print, write."""
+    config = parse(EvaluateConfig, argv)
+    run = Run.open(config.run, config.env)
+    checkpoint = run.load(config.checkpoint)
+    use_threads(run.config.threads)
+    envs = [make_env(run.config) for _ in range(min(config.envs, config.episodes))]
+    policy = load_policy(run, envs[0], checkpoint, config.device)
+    print(f"{run.path}, checkpoint {checkpoint.step}: {config.episodes} episodes, deterministic")
+    if not envs[0].get_wrapper_attr("defines_success"):
+        print(f"note: '{run.config.env}' defines no success; read the return")
+    results = {}
+    for name, transform in conditions(config, envs[0]).items():
+        results[name] = measure(config, policy, envs, transform)
+        print(f"\n{name}", *("  " + line for line in results[name].lines()), sep="\n")
+    write(run.path / "eval.json", config, checkpoint.step, results)
+    for env in envs:
+        env.close()
+
+
+def conditions(config: EvaluateConfig, env: gym.Env) -> dict:
+    """What the policy is shown: its views, and on request black ones."""
+    found = {"as trained": None}
+    if config.ablate:
+        if "images" not in env.observation_space.spaces:
+            raise UserError("--ablate blacks out the views, but this run acts on the simulator's state")
+        found["blacked out"] = blacked_out
+    return found
+
+
+def measure(config: EvaluateConfig, policy, envs: Sequence[gym.Env], transform) -> Evaluation:  # noqa: ANN001
+    """Play the block of evaluation seeds, with a progress bar on a terminal."""
+    first = EVALUATION_SEED + 10_000 * config.seed
+    with tqdm(total=config.episodes, unit="episode", leave=False, disable=not sys.stderr.isatty()) as bar:
+        return evaluate(
+            lambda observation: policy.predict(observation, deterministic=True)[0],
+            envs,
+            range(first, first + config.episodes),
+            transform,
+            on_episode=lambda _: bar.update(),
+        )
+
+
+def write(path: Path, config: EvaluateConfig, step: int, results: dict[str, Evaluation]) -> None:
+    """Everything that was measured, with the seeds, as JSON."""
+    record = {"checkpoint": step, "seed": config.seed, "results": {k: v.to_dict() for k, v in results.items()}}
+    path.write_text(json.dumps(record, indent=1))
+    print(f"\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,215 @@
+"""What a run writes while it trains: metrics, progress, evaluations, checkpoints; and how it is stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
+from tqdm import tqdm
+
+from agents.vec_env import NormalizeReward
+from experiments.config import LogConfig
+from experiments.evaluation import PERIODIC_SEED, evaluate
+from experiments.runs import Run
+
+
+class WandbOutputFormat(KVWriter):
+    """Scalars to Weights & Biases under the run's own step; offline unless asked."""
+
+    def __init__(self, run: Run, mode: str, project: str) -> None:
+        import wandb  # here, because the import is slow and the service optional
+
+        self._run = wandb.init(
+            project=project,
+            name=run.path.name,
+            dir=str(run.path),
+            mode=mode,
+            config=dataclasses.asdict(run.config),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Log what is a number."""
+        numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, (int, float, np.number))}
+        self._run.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Finish the run's record."""
+        self._run.finish(quiet=True)
+
+
+@contextmanager
+def metrics_logger(run: Run, log: LogConfig) -> Iterator[Logger]:
+    """SB3's logger, writing ``metrics.csv``, TensorBoard events and, unless off, Weights & Biases."""
+    outputs: list[KVWriter] = [
+        CSVOutputFormat(str(run.path / "metrics.csv")),
+        TensorBoardOutputFormat(str(run.path / "tensorboard")),
+    ]
+    if log.wandb != "off":
+        outputs.append(WandbOutputFormat(run, log.wandb, log.wandb_project))
+    logger = Logger(str(run.path), outputs)
+    try:
+        yield logger
+    finally:
+        logger.close()
+
+
+class StopRequest:
+    """A first SIGINT or SIGTERM asks training to end after the step at hand; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Handle the signals inside the block; only the main thread may."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        print(f"\n{signal.Signals(number).name}: writing a checkpoint, then stopping", file=sys.stderr, flush=True)
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that a signal ended; 0 without one."""
+        return 0 if self.signal is None else 128 + self.signal
+
+
+class StopCallback(BaseCallback):
+    """Ends training where a signal asks for it."""
+
+    def __init__(self, request: StopRequest) -> None:
+        super().__init__()
+        self.request = request
+
+    def _on_step(self) -> bool:
+        return not self.request
+
+
+class Every(BaseCallback):
+    """Calls ``action`` whenever another ``interval`` environment steps have passed; an interval of 0 never does."""
+
+    def __init__(self, interval: int, action: Callable[[BaseAlgorithm], None]) -> None:
+        super().__init__()
+        self.interval, self.action = interval, action
+        self.due = interval
+
+    def _on_rollout_end(self) -> None:
+        if self.interval and self.num_timesteps >= self.due:
+            self.due = (self.num_timesteps // self.interval + 1) * self.interval
+            self.action(self.model)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class Evaluator:
+    """The periodic evaluation: deterministic, on its own seeds, by the same function as ``evaluate``.
+
+    :param make: makes one environment.
+    :param episodes: per evaluation.
+    """
+
+    def __init__(self, make: Callable[[], gym.Env], episodes: int) -> None:
+        self.make, self.episodes = make, episodes
+        self.envs: Sequence[gym.Env] = ()
+        self.last_rate: float | None = None
+
+    def __call__(self, model: BaseAlgorithm) -> None:
+        """Evaluate and put the numbers into the model's log."""
+        if not self.envs:
+            self.envs = [self.make() for _ in range(min(10, self.episodes))]
+        seeds = range(PERIODIC_SEED, PERIODIC_SEED + self.episodes)
+        result = evaluate(lambda obs: model.policy.predict(obs, deterministic=True)[0], self.envs, seeds)
+        self.last_rate = result.rate()
+        model.logger.record("evaluation/success_at_end", result.rate("success_at_end"))
+        model.logger.record("evaluation/success_once", result.rate("success_once"))
+        model.logger.record("evaluation/return", result.mean_return())
+
+    def close(self) -> None:
+        """Close the evaluation's environments."""
+        for env in self.envs:
+            env.close()
+
+
+def save_checkpoint(run: Run, model: BaseAlgorithm) -> None:
+    """Everything that the run needs to be evaluated, and what is known of its training state."""
+    state: dict[str, Any] = {"num_timesteps": model.num_timesteps, "n_updates": getattr(model, "_n_updates", 0)}
+    env = model.get_env()
+    if isinstance(env, NormalizeReward):
+        state["reward_normalization"] = env.state()
+    run.save(model.num_timesteps, model.policy, state)
+
+
+class ProgressCallback(BaseCallback):
+    """A progress bar on a terminal, a plain line now and then elsewhere.
+
+    :param total: environment steps of the run.
+    :param evaluator: whose latest success is shown.
+    :param seconds: between plain lines.
+    """
+
+    def __init__(self, total: int, evaluator: Evaluator, seconds: float = 15.0) -> None:
+        super().__init__()
+        self.total, self.evaluator, self.seconds = total, evaluator, seconds
+        self.bar: tqdm | None = None
+
+    def _on_training_start(self) -> None:
+        self.started = self.printed = time.monotonic()
+        self.first = self.model.num_timesteps
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=self.total, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def _on_step(self) -> bool:
+        if self.bar is not None:
+            self.bar.update(min(self.num_timesteps, self.total) - self.bar.n)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        parts = self._numbers()
+        if self.bar is not None:
+            self.bar.set_postfix_str(", ".join(parts))
+        elif time.monotonic() - self.printed > self.seconds:
+            self.printed = time.monotonic()
+            speed = (self.num_timesteps - self.first) / (self.printed - self.started)
+            steps = f"step {self.num_timesteps:>8} / {self.total}  {speed:6.0f} steps/s"
+            print("  ".join([steps, *parts]), flush=True)
+
+    def _on_training_end(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _numbers(self) -> list[str]:
+        """Success of the training episodes and of the last evaluation, reconstruction against the mean image."""
+        parts = []
+        if self.model.ep_success_buffer:
+            parts.append(f"success {100 * np.mean(self.model.ep_success_buffer):3.0f} %")
+        if self.evaluator.last_rate is not None:
+            parts.append(f"evaluation {100 * self.evaluator.last_rate:3.0f} %")
+        values = self.logger.name_to_value
+        if "keypoints/reconstruction_ratio" in values:
+            parts.append(f"reconstruction {values['keypoints/reconstruction_ratio']:.2f} of mean image")
+        if "keypoints/view_disagreement_cm" in values:
+            parts.append(f"views {values['keypoints/view_disagreement_cm']:.1f} cm apart")
+        return parts

@@ -1,0 +1,225 @@
+"""Run folders and their checkpoints.
+
+``runs/<env>/<name>/`` holds everything of a run: ``config.yaml``, ``rig.json``, ``metrics.csv``, ``tensorboard/``,
+``wandb/``, ``checkpoints/<step>/``, ``pictures/``, ``videos/``, ``eval.json``. Nothing in it is ever unpickled: tensors
+are safetensors, the rest is JSON and YAML.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from agents.scene import Scene
+from envs.errors import UserError
+from experiments.config import TrainConfig, from_yaml, to_yaml
+
+FORMAT = 1
+ROOT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one checkpoint folder holds.
+
+    :param step: environment steps done.
+    :param policy: state dict of the policy, aliases resolved.
+    :param optimizer: state dict of the optimiser.
+    :param state: counters and statistics, as plain JSON values.
+    """
+
+    step: int
+    policy: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    :param path: the folder.
+    :param config: what it was trained with.
+    """
+
+    path: Path
+    config: TrainConfig
+
+    # -- making and finding ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def new_path(cls, config: TrainConfig, root: Path = ROOT) -> Path:
+        """Where a new run of this configuration goes; refuses a folder that exists.
+
+        :param root: folder of all runs.
+        :raises UserError: if the folder exists or the name leads out of it.
+        """
+        name = config.run or f"{config.encoder.kind}-ppo-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if Path(name).name != name or name in (".", ".."):
+            raise UserError(f"run name '{name}' must be a plain folder name without '/'")
+        path = root / folder_name(config.env) / name
+        if path.exists():
+            raise UserError(f"run folder {path} already exists: choose another RUN name or remove it")
+        return path
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig, scene: Scene | None) -> Run:
+        """Make the folder and write what it is.
+
+        :param scene: cameras and workspace; None for a run on the simulator's state.
+        """
+        path.mkdir(parents=True)
+        (path / "config.yaml").write_text(to_yaml(config))
+        if scene is not None:
+            (path / "rig.json").write_text(json.dumps(scene.to_dict(), indent=1))
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, name: str | None, env: str | None = None, root: Path = ROOT) -> Run:
+        """Open a run by path, by name within an environment, or the newest of an environment.
+
+        :param name: path of a run folder, or its name if ``env`` is given, or None.
+        :param env: environment id.
+        :raises UserError: if there is no such folder or it is not a run.
+        """
+        path = _find(name, env, root)
+        if not (path / "config.yaml").is_file():
+            raise UserError(f"{path} is not a run: it has no config.yaml")
+        config = from_yaml(path / "config.yaml")
+        if env is not None and config.env != env:
+            raise UserError(f"{path} is a run of '{config.env}', not of '{env}'")
+        return cls(path, config)
+
+    def scene(self) -> Scene | None:
+        """Cameras and workspace of the run; None for a run on the simulator's state."""
+        path = self.path / "rig.json"
+        if not path.is_file():
+            if self.config.encoder.kind == "state":
+                return None
+            raise UserError(f"{self.path} has no rig.json: the cameras it was trained with are unknown")
+        try:
+            return Scene.from_dict(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def steps(self) -> list[int]:
+        """Steps at which complete checkpoints stand, ascending."""
+        folder = self.path / "checkpoints"
+        found = folder.iterdir() if folder.is_dir() else ()
+        return sorted(int(p.name) for p in found if p.name.isdigit() and (p / "state.json").is_file())
+
+    def save(self, step: int, policy: torch.nn.Module, state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint: to a temporary folder first, so that a half-written one never looks complete.
+
+        :param step: environment steps done.
+        :param policy: with its ``optimizer``.
+        :param state: further counters and statistics, plain JSON values.
+        :return: the checkpoint's folder.
+        """
+        folder = self.path / "checkpoints" / f"{step:09d}"
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        tensors, aliases = without_aliases(policy.state_dict())
+        save_file(tensors, partial / "policy.safetensors")
+        moments, groups = _flatten_optimizer(policy.optimizer.state_dict())
+        save_file(moments, partial / "optimizer.safetensors")
+        record = {"format": FORMAT, "step": step, "aliases": aliases, "optimizer_groups": groups, **state}
+        (partial / "state.json").write_text(json.dumps(record, indent=1))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+        return folder
+
+    def load(self, step: int | None = None) -> Checkpoint:
+        """Read a checkpoint; nothing in it is executed.
+
+        :param step: which one; None takes the newest.
+        :raises UserError: if there is none or it is damaged.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.path} has no checkpoint yet")
+        if step is not None and step not in steps:
+            raise UserError(f"{self.path} has no checkpoint at step {step}, only at {', '.join(map(str, steps))}")
+        folder = self.path / "checkpoints" / f"{steps[-1] if step is None else step:09d}"
+        try:
+            record = json.loads((folder / "state.json").read_text())
+            if record["format"] != FORMAT:
+                raise UserError(f"{folder} has format {record['format']}, this version reads format {FORMAT}")
+            tensors = load_file(folder / "policy.safetensors")
+            tensors |= {alias: tensors[name] for alias, name in record["aliases"].items()}
+            optimizer = _unflatten_optimizer(load_file(folder / "optimizer.safetensors"), record["optimizer_groups"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise UserError(f"checkpoint {folder} is damaged: {type(error).__name__}: {error}") from None
+        return Checkpoint(record["step"], tensors, optimizer, record)
+
+
+def folder_name(env: str) -> str:
+    """Folder of an environment's runs; Gymnasium's namespaces have a slash in them."""
+    return env.replace("/", "_").replace(":", "_")
+
+
+def _find(name: str | None, env: str | None, root: Path) -> Path:
+    """The folder meant by a path, by a name within an environment, or by nothing (the newest)."""
+    if name is None:
+        if env is None:
+            raise UserError("say which run: RUN=<path>, or ENV=<id> for its newest run")
+        folder = root / folder_name(env)
+        runs = [p for p in folder.iterdir() if (p / "config.yaml").is_file()] if folder.is_dir() else []
+        if not runs:
+            raise UserError(f"no run of '{env}' in {folder}: train one with `make train ENV={env}`")
+        return max(runs, key=lambda p: (p / "config.yaml").stat().st_mtime)
+    candidates = [Path(name)] + ([root / folder_name(env) / name] if env else [])
+    for path in candidates:
+        if path.is_dir():
+            return path
+    raise UserError(f"no run folder at {' or '.join(map(str, candidates))}")
+
+
+def without_aliases(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Keep each shared tensor once.
+
+    :param tensors: state dict, in which a shared module stands under several names.
+    :return: the tensors under their first names, and ``{further name: first name}``.
+    """
+    first: dict[tuple[int, torch.Size], str] = {}
+    kept, aliases = {}, {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            kept[name] = tensor.detach().cpu().contiguous()
+    return kept, aliases
+
+
+def _flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """Optimiser state as flat tensors ("<parameter>.<moment>") and JSON groups."""
+    moments = {
+        f"{parameter}.{name}": torch.as_tensor(value).cpu().contiguous()
+        for parameter, entries in state["state"].items()
+        for name, value in entries.items()
+    }
+    return moments, state["param_groups"]
+
+
+def _unflatten_optimizer(moments: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in moments.items():
+        parameter, _, name = key.partition(".")
+        state.setdefault(int(parameter), {})[name] = value
+    return {"state": state, "param_groups": groups}

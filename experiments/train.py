@@ -1,0 +1,105 @@
+"""Train a policy: ``python -m experiments.train --env reach-multiview``.
+
+Everything that the run makes goes to ``runs/<env>/<name>/``; evaluation and video need only that path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.callbacks import AuxiliaryCallback, FiniteCallback
+from agents.scene import Scene
+from agents.seam import NonFiniteError
+from envs.errors import UserError
+from experiments.building import build_model, make_env, make_training_env, use_threads
+from experiments.cli import parse, run_main
+from experiments.config import TrainConfig
+from experiments.estimate import estimate
+from experiments.pictures import save_picture
+from experiments.recording import (
+    Evaluator,
+    Every,
+    ProgressCallback,
+    StopCallback,
+    StopRequest,
+    metrics_logger,
+    save_checkpoint,
+)
+from experiments.runs import Run
+
+
+def main(argv: Sequence[str]) -> int:
+    """Build environments, model and run folder, then learn."""
+    config = parse(TrainConfig, argv)
+    use_threads(config.threads)
+    path = Run.new_path(config)
+    env = make_training_env(config)
+    scene = None if config.encoder.kind == "state" else Scene.of(env)
+    model = build_model(config, env, scene)
+    describe(config, model, scene)
+    run = Run.create(path, config, scene)
+    with StopRequest().listening() as stop:
+        train(run, model, stop)
+    env.close()
+    print(f"done: {run.path}\nnext: make evaluate RUN={run.path}   make video RUN={run.path}")
+    return stop.exit_code
+
+
+def describe(config: TrainConfig, model: BaseAlgorithm, scene: Scene | None) -> None:
+    """Say what will be trained and what it will cost."""
+    sizes = {
+        name: sum(p.numel() for p in module.parameters()) for name, module in model.policy.named_children()
+        if name not in ("pi_features_extractor", "vf_features_extractor")
+    }  # fmt: skip
+    total = sum(parameter.numel() for parameter in model.policy.parameters())
+    views = "the simulator's state" if scene is None else f"{len(scene.cameras.names)} views of {config.image_size} px"
+    print(f"{config.env}: PPO on {config.encoder.kind} from {views}, {config.total_steps} steps, seed {config.seed}")
+    print(f"parameters: {total} (" + ", ".join(f"{name} {count}" for name, count in sizes.items() if count) + ")")
+    print(estimate(config, model, Path.cwd()), flush=True)
+
+
+def train(run: Run, model: BaseAlgorithm, stop: StopRequest) -> None:
+    """Learn, log, evaluate; a checkpoint is written at the end and when a signal asks to stop."""
+    config = run.config
+    evaluator = Evaluator(lambda: make_env(config), config.log.evaluation_episodes)
+    with metrics_logger(run, config.log) as logger:
+        model.set_logger(logger)
+        try:
+            model.learn(config.total_steps, callback=callbacks(run, evaluator, stop))
+        except NonFiniteError as error:
+            steps = run.steps()
+            last = f"{run.path}/checkpoints/{steps[-1]:09d}" if steps else "none was written yet"
+            raise UserError(
+                f"training stopped at step {model.num_timesteps}: {error}; last good checkpoint: {last}"
+            ) from error
+        save_checkpoint(run, model)
+        if not stop:
+            evaluator(model)
+            save_picture(run, model)
+            print(f"final evaluation: success_at_end {100 * evaluator.last_rate:.0f} % "
+                  f"of {config.log.evaluation_episodes} episodes")  # fmt: skip
+        logger.dump(model.num_timesteps)
+        evaluator.close()
+
+
+def callbacks(run: Run, evaluator: Evaluator, stop: StopRequest) -> list[BaseCallback]:
+    """What happens beside learning; the auxiliary loss comes first, so that the rest sees its numbers."""
+    log, found = run.config.log, []
+    if run.config.encoder.kind == "keypoint3d":
+        found.append(AuxiliaryCallback(run.config.auxiliary, should_stop=lambda: bool(stop)))
+    return found + [
+        FiniteCallback(),
+        StopCallback(stop),
+        Every(log.evaluate_every, evaluator),
+        Every(log.picture_every, lambda model: save_picture(run, model)),
+        Every(log.checkpoint_every, lambda model: save_checkpoint(run, model)),
+        ProgressCallback(run.config.total_steps, evaluator),
+    ]
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,318 @@
+"""Keypoint3D: 3D keypoints from several cameras, learnt by reconstructing the views.
+
+Source: Chen, Abbeel, Pathak, "Unsupervised Learning of Visual 3D Keypoints for Control", ICML 2021.
+
+The chain, each step a function of the module named after it::
+
+    views -> heat maps -> (u, v), depth, spread -> 3D points per view -> fused keypoints        (Keypoint3D)
+    fused keypoints -> (u, v) in every view -> Gaussian maps -> foreground over background      (KeypointDecoder)
+
+Two choices differ from the original on purpose. Depth is bounded by where each camera sees the workspace box, not by
+twice a typed mean depth. The decoder draws a foreground layer with an opacity over the known background image, so that
+the background costs no capacity and every difference from it must be explained by keypoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kp3d_rl.cameras import Rig, Workspace
+from kp3d_rl.geometry import fuse
+from kp3d_rl.heatmaps import gaussian_maps, soft_argmax, softmax2d, spread
+from kp3d_rl.losses import LossWeights, multiview_loss, reconstruction_loss, separation_loss
+from kp3d_rl.networks import FAST_LAYERS, PAPER_LAYERS, Layer, ViewDecoder, ViewEncoder, grids
+
+LAYERS: dict[str, tuple[Layer, ...]] = {"fast": FAST_LAYERS, "paper": PAPER_LAYERS}
+
+
+@dataclass(frozen=True)
+class Keypoint3DConfig:
+    """What a user would vary or ablate.
+
+    :param keypoints: K, the number of keypoints.
+    :param dimensions: "3d", or "2d": the heat-map bottleneck per view without depth, fusion or consistency.
+    :param view_weights: one network "shared" by all views, or one network "per_view".
+    :param layers: convolutions, "fast" (stride 4) or "paper" (stride 8, the original's).
+    :param width: filters of the encoder's first layer.
+    :param decoder_width: filters of the decoder at the heat maps' resolution.
+    :param heat_scale: factor on the heat logits before the softmax (original: 5).
+    :param noise: noise on (u, v) in the unsupervised pass, in units of the heat map's own spread (original: 0.05).
+    :param gaussian_width: width of the decoder's Gaussians in heat-map cells at the workspace's centre (original: 1.5).
+    :param confidence: weigh cameras in the fusion, and Gaussian heights, by the keypoints' confidence.
+    :param background: draw over the background image; off, the decoder has to draw everything.
+    :param decoded_views: how many views, drawn anew for each batch, are decoded in training; 0 is all of them.
+    :param loss: weights of the loss terms.
+    """
+
+    keypoints: int = 16
+    dimensions: Literal["3d", "2d"] = "3d"
+    view_weights: Literal["shared", "per_view"] = "shared"
+    layers: Literal["fast", "paper"] = "fast"
+    width: int = 16
+    decoder_width: int = 32
+    heat_scale: float = 5.0
+    noise: float = 0.05
+    gaussian_width: float = 1.5
+    confidence: bool = True
+    background: bool = True
+    decoded_views: int = 1
+    loss: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        for name in ("keypoints", "width", "decoder_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"encoder {name} must be at least 1, got {getattr(self, name)}")
+        if self.noise < 0 or self.decoded_views < 0:
+            raise ValueError("encoder noise and decoded_views must be at least 0")
+        if self.gaussian_width <= 0 or self.heat_scale <= 0:
+            raise ValueError("encoder gaussian_width and heat_scale must be above 0")
+
+
+@dataclass(frozen=True)
+class Keypoints:
+    """What the encoder says of a batch; leading dimensions B, views V, keypoints K.
+
+    :param uv: (B, V, K, 2) pixels, each view's own.
+    :param depth: (B, V, K) metres along each view's optical axis.
+    :param spread: (B, V, K, 2) standard deviation of the heat map along u and v, pixels.
+    :param confidence: (B, V, K) share of each view's attention, sums to 1 over K.
+    :param view_points: (B, V, K, 3) world metres, each view's own.
+    :param points: (B, K, 3) world metres, fused over views.
+    """
+
+    uv: Tensor
+    depth: Tensor
+    spread: Tensor
+    confidence: Tensor
+    view_points: Tensor
+    points: Tensor
+
+    @property
+    def fused_confidence(self) -> Tensor:
+        """(B, K) mean over views, times K: 1 is an average keypoint."""
+        return self.confidence.mean(-2) * self.confidence.shape[-1]
+
+
+def to_network_layout(images: Tensor) -> Tensor:
+    """Camera images as the networks want them.
+
+    The permuted view of a contiguous HWC batch is already torch's channels-last layout, so nothing is copied but the
+    conversion to float.
+
+    :param images: (B, V, H, W, 3) uint8.
+    :return: (B V, 3, H, W) float in [0, 1], channels last in memory.
+    :raises ValueError: for another shape or type.
+    """
+    if images.dtype != torch.uint8 or images.dim() != 5 or images.shape[-1] != 3:
+        raise ValueError(f"images must be (B, V, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
+    return images.flatten(0, 1).permute(0, 3, 1, 2).float().div_(255.0)
+
+
+class Keypoint3D(nn.Module):
+    """Encoder: synchronized views in, 3D keypoints with confidences out.
+
+    :param config: sizes and options.
+    :param rig: the cameras, (V, 3, 3) intrinsics and (V, 4, 4) poses; a moving rig's poses are given to each call.
+    :param workspace: the box that the keypoints live in; bounds the depths.
+    """
+
+    def __init__(self, config: Keypoint3DConfig, rig: Rig, workspace: Workspace) -> None:
+        super().__init__()
+        self.config = config
+        networks = 1 if config.view_weights == "shared" else rig.num_views
+        layers = LAYERS[config.layers]
+        self.views = nn.ModuleList(ViewEncoder(config.keypoints, config.width, layers) for _ in range(networks))
+        self.rows, self.columns = grids(layers, rig.height, rig.width)
+        self.height, self.width, self.num_views = rig.height, rig.width, rig.num_views
+        for name, value in (
+            ("intrinsics", rig.intrinsics),
+            ("world_from_camera", rig.world_from_camera),
+            ("centre", workspace.centre),
+            ("half_extents", workspace.half_extents),
+        ):
+            self.register_buffer(name, value.clone())
+
+    @property
+    def rig(self) -> Rig:
+        """The cameras at their resting poses, on the module's device."""
+        return Rig(self.intrinsics, self.world_from_camera, self.height, self.width)
+
+    @property
+    def workspace(self) -> Workspace:
+        """The keypoints' box, on the module's device."""
+        return Workspace(self.centre, self.half_extents)
+
+    def forward(self, images: Tensor, camera_poses: Tensor | None = None) -> Keypoints:
+        """Find the keypoints, noise-free.
+
+        :param images: (B, V, H, W, 3) uint8, all of one instant.
+        :param camera_poses: (B, V, 4, 4) world_from_camera where cameras move.
+        :raises ValueError: for images of another size or number of views than the rig's.
+        """
+        expected = (self.num_views, self.height, self.width, 3)
+        if tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images of shape {tuple(images.shape[1:])} do not fit the rig's {expected}")
+        rig = self.rig if camera_poses is None else self.rig.with_poses(camera_poses)
+        heat_logits, depth_logits = self._heat_and_depth_logits(to_network_layout(images) * 2.0 - 1.0)
+        heat = softmax2d(heat_logits * self.config.heat_scale)
+        near, far = self._depth_range(rig)
+        depth = near[..., None] + (far - near)[..., None] * (heat * torch.sigmoid(depth_logits)).sum((-2, -1))
+        return self._lift(
+            rig,
+            uv=soft_argmax(heat, self.rows, self.columns),
+            depth=depth,
+            spread=spread(heat, self.rows, self.columns),
+            confidence=self._confidence(heat_logits),
+        )
+
+    def with_noise(self, keypoints: Keypoints, camera_poses: Tensor | None = None) -> Keypoints:
+        """The same keypoints with (u, v) displaced by a share of each heat map's own spread.
+
+        A diffuse heat map cannot place its keypoint reliably under this noise, so the reconstruction asks for sharp
+        ones. Only the unsupervised pass uses it; the policy reads noise-free keypoints.
+
+        :param keypoints: what :meth:`forward` gave.
+        :param camera_poses: as in :meth:`forward`.
+        """
+        if self.config.noise == 0:
+            return keypoints
+        noise = (self.config.noise * torch.randn_like(keypoints.uv)).clamp(-1.0, 1.0)
+        rig = self.rig if camera_poses is None else self.rig.with_poses(camera_poses)
+        uv = keypoints.uv + keypoints.spread * noise
+        return self._lift(rig, uv, keypoints.depth, keypoints.spread, keypoints.confidence)
+
+    def _heat_and_depth_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B V, 3, H, W) to two (B, V, K, h, w), each view through its own or the shared network."""
+        if len(self.views) == 1:
+            heat, depth = self.views[0](images)
+            return heat.unflatten(0, (-1, self.num_views)), depth.unflatten(0, (-1, self.num_views))
+        per_view = [net(images[number :: self.num_views]) for number, net in enumerate(self.views)]
+        return torch.stack([heat for heat, _ in per_view], 1), torch.stack([depth for _, depth in per_view], 1)
+
+    def _depth_range(self, rig: Rig) -> tuple[Tensor, Tensor]:
+        """(..., V) nearest and farthest depth: the box's, widened by a tenth so that the sigmoid reaches its faces."""
+        near, far = self.workspace.depth_range(rig)
+        margin = 0.1 * (far - near)
+        return (near - margin).clamp(min=0.2 * near.clamp(min=1e-3)), far + margin
+
+    def _confidence(self, heat_logits: Tensor) -> Tensor:
+        """(B, V, K) softmax over keypoints of the logits' spatial mean (original code); uniform where switched off."""
+        mean = heat_logits.mean((-2, -1))
+        return torch.softmax(mean if self.config.confidence else torch.zeros_like(mean), dim=-1)
+
+    def _lift(self, rig: Rig, uv: Tensor, depth: Tensor, spread: Tensor, confidence: Tensor) -> Keypoints:
+        """Unproject each view's keypoints and fuse them, weighted by confidence."""
+        view_points = rig.unproject(uv, depth)
+        return Keypoints(uv, depth, spread, confidence, view_points, fuse(view_points, confidence))
+
+
+class KeypointDecoder(nn.Module):
+    """Reconstructs views from keypoints alone: the bottleneck that makes them mean something.
+
+    :param encoder: the encoder whose rig and grids are used; not owned (its weights are not part of this module).
+    :param background: (V, H, W, 3) uint8 render of the scene without anything that moves, or None.
+    """
+
+    def __init__(self, encoder: Keypoint3D, background: Tensor | None) -> None:
+        super().__init__()
+        self.config = config = encoder.config
+        self.rows, self.columns = encoder.rows, encoder.columns
+        self.height, self.width, self.num_views = encoder.height, encoder.width, encoder.num_views
+        networks = 1 if config.view_weights == "shared" else encoder.num_views
+        drawn_alone = background is None or not config.background
+        self.views = nn.ModuleList(
+            ViewDecoder(
+                config.keypoints,
+                config.decoder_width,
+                LAYERS[config.layers],
+                background_logit=2.0 if drawn_alone else -2.0,
+            )
+            for _ in range(networks)
+        )
+        shape = (encoder.num_views, 3, encoder.height, encoder.width)
+        pixels = torch.full(shape, 0.5) if drawn_alone else background.permute(0, 3, 1, 2).float() / 255.0
+        if tuple(pixels.shape) != shape:
+            raise ValueError(f"background of shape {tuple(background.shape)} does not fit {shape} (V, 3, H, W)")
+        self.register_buffer("background", pixels.contiguous())
+
+    def forward(self, keypoints: Keypoints, encoder: Keypoint3D, views: Tensor, camera_poses: Tensor | None) -> Tensor:
+        """Reconstruct some of the views.
+
+        :param keypoints: of a batch B.
+        :param encoder: gives the cameras.
+        :param views: (n,) indices of the views to draw.
+        :param camera_poses: (B, V, 4, 4) where cameras move.
+        :return: (B, n, 3, H, W) in [0, 1].
+        """
+        maps = self.gaussian_maps(keypoints, encoder, views, camera_poses)
+        if len(self.views) == 1:
+            colour, opacity = self.views[0](maps.flatten(0, 1), (self.height, self.width))
+            colour, opacity = (layer.unflatten(0, (-1, len(views))) for layer in (colour, opacity))
+        else:
+            drawn = [self.views[view](maps[:, n], (self.height, self.width)) for n, view in enumerate(views.tolist())]
+            colour, opacity = (torch.stack(layers, 1) for layers in zip(*drawn, strict=True))
+        return opacity * colour + (1.0 - opacity) * self.background[views]
+
+    def gaussian_maps(
+        self, keypoints: Keypoints, encoder: Keypoint3D, views: Tensor, camera_poses: Tensor | None
+    ) -> Tensor:
+        """One Gaussian per keypoint and view: width goes with 1/depth, height with confidence.
+
+        :return: (B, n, K, h, w).
+        """
+        config = self.config
+        rig = encoder.rig if camera_poses is None else encoder.rig.with_poses(camera_poses)
+        rig = rig.select(views)
+        sigma = torch.full_like(keypoints.depth[:, views], config.gaussian_width * self.rows.stride)
+        if config.dimensions == "3d":
+            uv, depth = rig.project(keypoints.points)
+            _, reference = rig.project(encoder.workspace.centre[None, :])
+            # Points behind or inside a camera keep a finite width; the projection itself is never clamped.
+            sigma = sigma * reference / torch.maximum(depth, 0.1 * reference)
+        else:
+            uv = keypoints.uv[:, views]
+        confidence = keypoints.confidence[:, views]
+        height = confidence * config.keypoints / 2 if config.confidence else torch.ones_like(confidence)
+        return gaussian_maps(uv, sigma, height, self.rows, self.columns)
+
+
+def auxiliary_terms(
+    encoder: Keypoint3D,
+    decoder: KeypointDecoder,
+    keypoints: Keypoints,
+    images: Tensor,
+    camera_poses: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The unsupervised losses of a batch under their names, unweighted.
+
+    :param encoder: the encoder that made ``keypoints``.
+    :param decoder: reconstructs the views.
+    :param keypoints: noise-free keypoints of the batch; the spread-sized noise is added here.
+    :param images: (B, V, H, W, 3) uint8 the batch itself.
+    :param camera_poses: (B, V, 4, 4) where cameras move.
+    :return: ``reconstruction`` and ``separation``, and in three dimensions ``multiview``.
+    """
+    config, workspace = encoder.config, encoder.workspace
+    noisy = encoder.with_noise(keypoints, camera_poses)
+    views = _views_to_decode(config.decoded_views, encoder.num_views, images.device)
+    target = images[:, views].permute(0, 1, 4, 2, 3).float() / 255.0
+    terms = {"reconstruction": reconstruction_loss(decoder(noisy, encoder, views, camera_poses), target)}
+    if config.dimensions == "3d":
+        points = workspace.normalise(noisy.view_points)
+        terms["multiview"] = multiview_loss(points)
+        terms["separation"] = separation_loss(points.mean(-3))
+    else:
+        size = noisy.uv.new_tensor([encoder.width / 2, encoder.height / 2])
+        terms["separation"] = separation_loss(noisy.uv / size)
+    return terms
+
+
+def _views_to_decode(count: int, views: int, device: torch.device) -> Tensor:
+    """Indices of the views to reconstruct: all, or ``count`` drawn anew."""
+    if count == 0 or count >= views:
+        return torch.arange(views, device=device)
+    return torch.randperm(views)[:count].sort().values.to(device)

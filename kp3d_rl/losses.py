@@ -1,0 +1,90 @@
+"""The auxiliary losses of Keypoint3D as pure functions; a weighted sum keeps every term under its name.
+
+Source: Chen, Abbeel, Pathak, "Unsupervised Learning of Visual 3D Keypoints for Control", ICML 2021, section 3, with the
+constants of the original code. Distances are taken in workspace units (half a workspace side is 1), so that one set of
+weights serves small and large scenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each term counts for in the total; 0 switches a term off.
+
+    :param reconstruction: weight of the mean squared error of the decoded views (pixel values in [0, 1]).
+    :param multiview: weight of the disagreement between the views' 3D points.
+    :param separation: weight of the penalty on keypoints in one place.
+    """
+
+    reconstruction: float = 50.0
+    multiview: float = 0.3
+    separation: float = 0.0025
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"loss weight '{field.name}' must be a number of at least 0, got {value}")
+
+
+def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error of decoded views.
+
+    :param reconstruction: (..., 3, H, W) in [0, 1].
+    :param images: the true views, same shape and range.
+    :return: scalar.
+    """
+    return torch.mean((reconstruction - images) ** 2)
+
+
+def multiview_loss(points: Tensor) -> Tensor:
+    """Mean squared difference between what the cameras say of the same keypoint.
+
+    Every ordered pair of cameras counts and the second of each pair is held fixed, as in the original; the value is
+    the plain mean over pairs, the gradient that of pulling each view towards the others.
+
+    :param points: (..., V, K, 3) each view's own estimate, workspace units.
+    :return: scalar; 0 for a single view, which has nothing to disagree with.
+    """
+    views = points.shape[-3]
+    if views < 2:
+        return points.new_zeros(())
+    difference = points.unsqueeze(-3) - points.detach().unsqueeze(-4)
+    return (difference**2).sum() / (difference[..., 0, :, :, :].numel() * (views - 1))
+
+
+def separation_loss(points: Tensor, sharpness: float = 1000.0) -> Tensor:
+    """Penalty on keypoints that sit in one place: the mean over all pairs, self included, of 1 / (s d^2 + 1).
+
+    :param points: (..., K, 3) keypoints, workspace units.
+    :param sharpness: s; with the original's 1000 two keypoints stop repelling at about 0.1 units.
+    :return: scalar in (0, 1]; its floor is 1/K, each keypoint's distance to itself.
+    """
+    squared = ((points.unsqueeze(-2) - points.unsqueeze(-3)) ** 2).sum(-1)
+    return torch.mean(1.0 / (sharpness * squared + 1.0))
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
+    """Total of the named terms.
+
+    :param terms: scalars by name; each name must be a field of ``weights``.
+    :param weights: what each term counts for.
+    :return: scalar.
+    :raises ValueError: for a term that has no weight.
+    """
+    total = None
+    for name, value in terms.items():
+        if not hasattr(weights, name):
+            raise ValueError(f"loss term '{name}' has no weight, known: {', '.join(f.name for f in fields(weights))}")
+        part = getattr(weights, name) * value
+        total = part if total is None else total + part
+    if total is None:
+        raise ValueError("no loss terms to add")
+    return total

@@ -1,0 +1,119 @@
+"""Convolutional networks: what turns a view into heat maps, and Gaussian maps back into a view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kp3d_rl.heatmaps import CellGrid
+
+Layer = tuple[int, int, int]
+"""Kernel, stride and padding of a convolution."""
+
+FAST_LAYERS: tuple[Layer, ...] = ((4, 2, 1), (3, 1, 1), (4, 2, 1), (3, 1, 1))
+"""Stride 4 with padding: every pixel of the image lies in a heat-map cell."""
+
+PAPER_LAYERS: tuple[Layer, ...] = ((4, 2, 0), (3, 2, 0), (4, 2, 0))
+"""The original's: 108 -> 53 -> 26 -> 12, stride 8, no padding."""
+
+
+def output_size(layers: Sequence[Layer], size: int) -> int:
+    """Cells per side that a stack of convolutions makes of ``size`` pixels.
+
+    :param layers: kernel, stride and padding of each convolution.
+    :param size: pixels per side.
+    """
+    for kernel, stride, padding in layers:
+        size = (size + 2 * padding - kernel) // stride + 1
+    return size
+
+
+def grids(layers: Sequence[Layer], height: int, width: int) -> tuple[CellGrid, CellGrid]:
+    """Where the heat-map cells of a stack of convolutions lie in the image.
+
+    :param layers: kernel, stride and padding of each convolution.
+    :param height: image rows in pixels.
+    :param width: image columns in pixels.
+    :return: the grid of the rows and that of the columns, pixels.
+    :raises ValueError: where the image is too small for the stack.
+    """
+    if min(output_size(layers, height), output_size(layers, width)) < 4:
+        raise ValueError(f"image of {height} x {width} pixels leaves fewer than 4 heat-map cells per side")
+    return CellGrid.from_layers(layers, height), CellGrid.from_layers(layers, width)
+
+
+class ViewEncoder(nn.Module):
+    """Heat logits and depth maps of K keypoints from one view.
+
+    :param keypoints: K.
+    :param width: filters of the first layer; each strided layer doubles them.
+    :param layers: kernel, stride and padding of each convolution.
+    """
+
+    def __init__(self, keypoints: int, width: int = 16, layers: Sequence[Layer] = FAST_LAYERS) -> None:
+        super().__init__()
+        self.keypoints = keypoints
+        stack: list[nn.Module] = []
+        channels, filters = 3, width
+        for number, (kernel, stride, padding) in enumerate(layers):
+            if stride > 1 and number > 0:
+                filters *= 2
+            stack += [nn.Conv2d(channels, filters, kernel, stride, padding), nn.ReLU()]
+            channels = filters
+        self.trunk = nn.Sequential(*stack)
+        self.head = nn.Conv2d(channels, 2 * keypoints, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the network.
+
+        :param images: (B, 3, H, W) in [-1, 1].
+        :return: heat logits and depth logits, (B, K, h, w) each.
+        """
+        return tuple(self.head(self.trunk(images)).split(self.keypoints, dim=1))  # type: ignore[return-value]
+
+
+class ViewDecoder(nn.Module):
+    """A foreground layer, colour and opacity, drawn from K Gaussian maps.
+
+    :param keypoints: K.
+    :param width: filters at the resolution of the heat maps.
+    :param layers: the encoder's layers, undone from last to first.
+    :param background_logit: opacity logit at the start; a low one starts from the plain background.
+    """
+
+    def __init__(
+        self, keypoints: int, width: int = 32, layers: Sequence[Layer] = FAST_LAYERS, background_logit: float = -2.0
+    ) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.blend = nn.Conv2d(keypoints, width, 3, padding=1)
+        strided = [layer for layer in reversed(self.layers) if layer[1] > 1]
+        channels = [width, *(max(8, width // 2 ** (n + 1)) for n in range(len(strided) - 1)), 4]
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose2d(channels[n], channels[n + 1], *layer) for n, layer in enumerate(strided)
+        )
+        with torch.no_grad():
+            self.upsample[-1].bias[3] = background_logit  # type: ignore[index]
+
+    def forward(self, maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Draw the foreground.
+
+        :param maps: (B, K, h, w) Gaussian maps.
+        :param size: rows and columns of the image.
+        :return: colour (B, 3, H, W) and opacity (B, 1, H, W), both in [0, 1].
+        """
+        features = torch.relu(self.blend(maps))
+        for number, layer in enumerate(self.upsample):
+            # The exact size that the encoder had here: what a stride rounded away comes back as border pixels.
+            rows, columns = (self._size_before(number, pixels) for pixels in size)
+            features = layer(features, output_size=(rows, columns))
+            if number < len(self.upsample) - 1:
+                features = torch.relu(features)
+        return torch.sigmoid(features[:, :3]), torch.sigmoid(features[:, 3:])
+
+    def _size_before(self, number: int, pixels: int) -> int:
+        """Cells per side at the input of the ``number``-th strided layer from the end."""
+        positions = [p for p, layer in enumerate(self.layers) if layer[1] > 1]
+        return output_size(self.layers[: positions[-1 - number]], pixels)
