@@ -27,6 +27,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+def fitting_font(text: str, size: int, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The largest font of at most ``size`` and at least 7 in which the text is no wider than ``width`` pixels."""
+    while size > 7 and _font(size).getlength(text) > width:
+        size -= 1
+    return _font(size)
+
+
 @lru_cache
 def _colours(count: int) -> np.ndarray:
     levels = np.linspace(0, 255, 16)
@@ -81,10 +88,13 @@ def draw_keypoints(image: object, uv: object, confidence: object = None, scale: 
     return canvas
 
 
-def draw_marker(image: object, uv: object, colour: Sequence[int] = (255, 255, 255), scale: int = 1) -> np.ndarray:
+def draw_marker(
+    image: object, uv: object, colour: Sequence[int] = (255, 255, 255), scale: int = 1, label: str = ""
+) -> np.ndarray:
     """The image, enlarged, with a ring and a cross hair at one point, such as the true target.
 
     :param uv: (2,), pixels of ``image``; nothing is drawn where it is not finite.
+    :param label: written beside the ring, on the side where there is room.
     """
     canvas = _enlarge(_as_image(image), scale)
     u, v = np.asarray(uv, np.float64) * scale
@@ -99,7 +109,7 @@ def draw_marker(image: object, uv: object, colour: Sequence[int] = (255, 255, 25
     lines = list(zip(ring[:-1], ring[1:], strict=True)) + ticks
     for ink, width in ((tuple(_OUTLINE), 3.4), (colour, 1.8)):
         canvas = _stroke(canvas, lines, ink, width)
-    return canvas
+    return _write(canvas, (u, v), 1.7 * radius, label, colour) if label else canvas
 
 
 def draw_box(
@@ -122,12 +132,26 @@ def draw_box(
 
 
 def caption(image: object, text: str) -> np.ndarray:
-    """The image with a line of text above it."""
+    """The image with a line of text above it, in smaller letters where it is long."""
     image = _as_image(image)
     size = max(11, min(20, image.shape[1] // 16))
     strip = Image.new("RGB", (image.shape[1], size + 8), PAPER)
-    ImageDraw.Draw(strip).text((4, (size + 8) // 2), text, fill=INK, font=_font(size), anchor="lm")
+    font = fitting_font(text, size, image.shape[1] - 8)
+    ImageDraw.Draw(strip).text((4, (size + 8) // 2), text, fill=INK, font=font, anchor="lm")
     return np.concatenate([np.asarray(strip), image])
+
+
+def resize(image: object, height: int, smooth: bool = True) -> np.ndarray:
+    """A copy of that height in the same proportions.
+
+    :param smooth: False shows the pixels as squares when enlarging.
+    """
+    image = _as_image(image)
+    if image.shape[0] == height:
+        return image.copy()
+    width = max(1, round(image.shape[1] * height / image.shape[0]))
+    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(image).resize((width, height), how)).copy()
 
 
 def tile(
@@ -165,7 +189,7 @@ def sheet(rows: Sequence[Sequence[object]], titles: Sequence[str], height: int |
     images = [[_as_image(image) for image in row] for row in rows]
     height = height or max(image.shape[0] for row in images for image in row)
     strips = [
-        caption(tile([_resize(image, height) for image in row]), title)
+        caption(tile([resize(image, height) for image in row]), title)
         for row, title in zip(images, titles, strict=True)
     ]
     return tile(strips, columns=1, gap=6)
@@ -272,15 +296,7 @@ def _as_image(image: object) -> np.ndarray:
 
 def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
     """A copy, ``scale`` times as large."""
-    return _resize(image, scale * image.shape[0])
-
-
-def _resize(image: np.ndarray, height: int) -> np.ndarray:
-    """A copy of that height in the same proportions."""
-    if image.shape[0] == height:
-        return image.copy()
-    width = max(1, round(image.shape[1] * height / image.shape[0]))
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)).copy()
+    return resize(image, scale * image.shape[0])
 
 
 def _relative(confidence: object, count: int) -> np.ndarray:
@@ -323,4 +339,17 @@ def _stroke(
             pen.line(ends.clip(-1e5, 1e5).tolist(), fill=255, width=max(1, round(2 * width)))
     picture = Image.fromarray(canvas)
     picture.paste(tuple(int(c) for c in colour), mask=mask.reduce(2))
+    return np.asarray(picture).copy()
+
+
+def _write(
+    canvas: np.ndarray, point: tuple[float, float], offset: float, text: str, colour: Sequence[int]
+) -> np.ndarray:
+    """The canvas with outlined text that begins ``offset`` right of a point, or ends that far left of it."""
+    picture, font = Image.fromarray(canvas), _font(max(11, canvas.shape[0] // 26))
+    pen, (u, v) = ImageDraw.Draw(picture), point
+    fits = u + offset + font.getlength(text) <= canvas.shape[1]
+    place, anchor = ((u + offset, v), "lm") if fits else ((u - offset, v), "rm")
+    outline = tuple(int(c) for c in _OUTLINE)
+    pen.text(place, text, fill=tuple(colour), font=font, anchor=anchor, stroke_width=2, stroke_fill=outline)
     return np.asarray(picture).copy()

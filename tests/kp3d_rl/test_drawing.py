@@ -13,6 +13,7 @@ from kp3d_rl.drawing import (
     draw_marker,
     palette,
     plot3d,
+    resize,
     sheet,
     tile,
 )
@@ -111,6 +112,26 @@ def test_marker_rings_its_point():
     assert (draw_marker(GREY, [np.nan, 1.0]) == GREY).all()
 
 
+@pytest.mark.parametrize(("point", "right"), [([20.0, 40.0], True), ([60.0, 40.0], False)])
+def test_a_marker_is_named_on_the_side_where_there_is_room(point, right):
+    plain, named = draw_marker(GREY, point, scale=6), draw_marker(GREY, point, scale=6, label="target")
+    rows, columns = np.nonzero((plain != named).any(-1))
+    assert len(rows) > 100 and abs(rows.mean() - 240) < 6
+    assert (columns > 6 * point[0]).all() if right else (columns < 6 * point[0]).all()
+    assert columns.max() < 6 * 64 - 1
+
+
+def test_resize_keeps_proportions_and_pixels_where_asked():
+    image = np.zeros((2, 4, 3), np.uint8)
+    image[0, 1] = 200
+    sharp = resize(image, 20, smooth=False)
+    assert sharp.shape == (20, 40, 3) and (sharp[:10, 10:20] == 200).all() and (sharp == 200).all(-1).sum() == 100
+    assert len(np.unique(resize(image, 20))) > 10
+    same = resize(image, 2)
+    same[:] = 1
+    assert image.max() == 200, "a copy"
+
+
 def test_tile_puts_images_where_they_belong():
     images = [np.full((4, 6, 3), i * 20, np.uint8) for i in range(5)]
     picture = tile(images, columns=3, gap=2, background=(255, 255, 255))
@@ -129,6 +150,9 @@ def test_caption_adds_text_above():
     extra = picture.shape[0] - 64
     assert extra > 10 and picture.shape[1] == 64 and (picture[extra:] == GREY).all()
     assert picture[:extra].min() < 120 < 240 < picture[:extra].max()
+    wide = np.repeat(GREY, 4, axis=1)
+    long = caption(wide, "as long a caption as would leave the picture")[: caption(wide, "").shape[0] - 64]
+    assert (long[:, -3:] == long[0, 0]).all(), "shrunk to fit"
 
 
 def test_sheet_enlarges_to_the_tallest_and_titles_every_row():
