@@ -17,7 +17,7 @@ from tqdm import tqdm
 from envs.errors import UserError
 from experiments.building import load_policy, make_env, use_threads
 from experiments.cli import parse, run_main
-from experiments.evaluation import EVALUATION_SEED, Evaluation, blacked_out, evaluate
+from experiments.evaluation import Evaluation, blacked_out, evaluate, evaluation_seeds
 from experiments.runs import Run
 
 
@@ -45,10 +45,9 @@ class EvaluateConfig:
     ablate: bool = False
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.envs < 1:
-            raise ValueError("episodes and envs must be at least 1")
-        if not 0 <= self.seed < 1000 or self.episodes > 10_000:
-            raise ValueError("seed must lie in 0 … 999 and episodes be at most 10000: seeds stay clear of training's")
+        if self.envs < 1:
+            raise ValueError("envs must be at least 1")
+        evaluation_seeds(self.seed, self.episodes)  # refuses what is out of bounds
 
 
 def main(argv: Sequence[str]) -> None:
@@ -83,12 +82,11 @@ def conditions(config: EvaluateConfig, env: gym.Env) -> dict:
 
 def measure(config: EvaluateConfig, policy, envs: Sequence[gym.Env], transform) -> Evaluation:  # noqa: ANN001
     """Play the block of evaluation seeds, with a progress bar on a terminal."""
-    first = EVALUATION_SEED + 10_000 * config.seed
     with tqdm(total=config.episodes, unit="episode", leave=False, disable=not sys.stderr.isatty()) as bar:
         return evaluate(
             lambda observation: policy.predict(observation, deterministic=True)[0],
             envs,
-            range(first, first + config.episodes),
+            evaluation_seeds(config.seed, config.episodes),
             transform,
             on_episode=lambda _: bar.update(),
         )

@@ -21,6 +21,19 @@ Predict = Callable[[Observation], np.ndarray]
 Transform = Callable[[Observation], Observation]
 
 
+def evaluation_seeds(block: int, episodes: int) -> range:
+    """Seeds of one block of evaluation episodes; blocks never overlap, with each other or with training's seeds.
+
+    :param block: 0 … 999.
+    :param episodes: how many, at most 10,000.
+    :raises ValueError: for numbers outside of these bounds.
+    """
+    if not 0 <= block < 1000 or not 1 <= episodes <= 10_000:
+        raise ValueError("seed must lie in 0 … 999 and episodes in 1 … 10000: seeds stay clear of training's")
+    first = EVALUATION_SEED + 10_000 * block
+    return range(first, first + episodes)
+
+
 @dataclass(frozen=True)
 class Episode:
     """One evaluated episode; success as ``info["is_success"]`` said at reset, at any step, and at the last step."""
