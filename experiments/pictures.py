@@ -58,7 +58,11 @@ def keypoint_sheet(
 
 @torch.no_grad()
 def overlays(
-    encoder: Keypoint3D, keypoints: Keypoints, views: list[np.ndarray], camera_poses: Tensor | None = None
+    encoder: Keypoint3D,
+    keypoints: Keypoints,
+    views: list[np.ndarray],
+    camera_poses: Tensor | None = None,
+    pixels: int = PIXELS,
 ) -> list[np.ndarray]:
     """Views, enlarged, with the keypoints of the first frame of a batch drawn in.
 
@@ -66,6 +70,7 @@ def overlays(
     view shows at once. In two dimensions each view shows its own points.
 
     :param views: (h, w, 3) uint8 each, the encoder's views at their own or at a higher resolution.
+    :param pixels: views lower than that are enlarged, by a whole factor, to about that height.
     """
     rig = encoder.rig if camera_poses is None else encoder.rig.with_poses(camera_poses)
     flat = encoder.config.dimensions == "2d"
@@ -74,7 +79,7 @@ def overlays(
     drawn = []
     for number, view in enumerate(views):
         factor = view.shape[0] / encoder.height
-        scale = max(1, round(PIXELS / view.shape[0]))
+        scale = max(1, round(pixels / view.shape[0]))
         drawn.append(draw_keypoints(view, uv[number].cpu().numpy() * factor, confidence[number], scale))
     return drawn
 
