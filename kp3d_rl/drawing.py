@@ -94,7 +94,7 @@ def draw_marker(
     """The image, enlarged, with a ring and a cross hair at one point, such as the true target.
 
     :param uv: (2,), pixels of ``image``; nothing is drawn where it is not finite.
-    :param label: written beside the ring, on the side where there is room.
+    :param label: written beside the ring in white, on the side where there is room.
     """
     canvas = _enlarge(_as_image(image), scale)
     u, v = np.asarray(uv, np.float64) * scale
@@ -109,7 +109,7 @@ def draw_marker(
     lines = list(zip(ring[:-1], ring[1:], strict=True)) + ticks
     for ink, width in ((tuple(_OUTLINE), 3.4), (colour, 1.8)):
         canvas = _stroke(canvas, lines, ink, width)
-    return _write(canvas, (u, v), 1.7 * radius, label, colour) if label else canvas
+    return _write(canvas, (u, v), 1.7 * radius, label) if label else canvas
 
 
 def draw_box(
@@ -342,14 +342,12 @@ def _stroke(
     return np.asarray(picture).copy()
 
 
-def _write(
-    canvas: np.ndarray, point: tuple[float, float], offset: float, text: str, colour: Sequence[int]
-) -> np.ndarray:
-    """The canvas with outlined text that begins ``offset`` right of a point, or ends that far left of it."""
+def _write(canvas: np.ndarray, point: tuple[float, float], offset: float, text: str) -> np.ndarray:
+    """The canvas with white, outlined text that begins ``offset`` right of a point, or ends that far left of it."""
     picture, font = Image.fromarray(canvas), _font(max(11, canvas.shape[0] // 26))
     pen, (u, v) = ImageDraw.Draw(picture), point
     fits = u + offset + font.getlength(text) <= canvas.shape[1]
     place, anchor = ((u + offset, v), "lm") if fits else ((u - offset, v), "rm")
     outline = tuple(int(c) for c in _OUTLINE)
-    pen.text(place, text, fill=tuple(colour), font=font, anchor=anchor, stroke_width=2, stroke_fill=outline)
+    pen.text(place, text, fill=PAPER, font=font, anchor=anchor, stroke_width=2, stroke_fill=outline)
     return np.asarray(picture).copy()
