@@ -47,7 +47,7 @@ def open_context() -> tuple[Any, dict[str, str]]:
             context.make_current()
             return context, {"platform": platform, **_gl_strings(find)}
         except Exception as error:  # the bindings raise whatever the missing piece happens to lead to
-            reasons.append(f"{platform}: {' '.join(str(error).split()) or type(error).__name__}")
+            reasons.append(f"{platform}: {_reason(error)}")
             _forget_bindings(before)
     raise NoOpenGL(f"no OpenGL ({'; '.join(reasons)}); {FIX}")
 
@@ -135,6 +135,12 @@ def _gl_strings(find: Lookup) -> dict[str, str]:
     if answers["renderer"] is None:
         raise RuntimeError("no context became current")
     return {name: (answer or b"unknown").decode(errors="replace") for name, answer in answers.items()}
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, AttributeError) and "NoneType" in str(error):  # what PyOpenGL makes of a missing library
+        return "library not found"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _forget_bindings(platform_before: str | None) -> None:

@@ -139,7 +139,9 @@ def test_rig_reads_field_of_view_and_turns_the_axes():
     focal = 60 / math.tan(math.radians(30))
     np.testing.assert_allclose(rig.intrinsics[0], [[focal, 0, 100], [0, focal, 60], [0, 0, 1]], rtol=1e-12)
     right, down, forward, centre = rig.world_from_camera[0, :3].T
-    np.testing.assert_allclose([right, down, forward, centre], [[1, 0, 0], [0, 0, -1], [0, 1, 0], [0, -2, 0]], atol=1e-12)
+    np.testing.assert_allclose(
+        [right, down, forward, centre], [[1, 0, 0], [0, 0, -1], [0, 1, 0], [0, -2, 0]], atol=1e-12
+    )
     moved = read_rig(model, data, [0], ["c"], 120, 200, origin=np.array([1.0, 2.0, 3.0]))
     np.testing.assert_allclose(moved.world_from_camera[0, :3, 3], [-1, -4, -3])
 

@@ -5,7 +5,9 @@ import pytest
 from envs.errors import UserError, unknown
 
 
-@pytest.mark.parametrize("typed, meant", [("reach-multivew", "reach-multiview"), ("ANT-V5", "Ant-v5"), ("reech", "reach-multiview")])
+@pytest.mark.parametrize(
+    "typed, meant", [("reach-multivew", "reach-multiview"), ("ANT-V5", "Ant-v5"), ("reech", "reach-multiview")]
+)
 def test_names_the_closest_match(typed, meant):
     error = unknown("environment", typed, ["reach-multiview", "Ant-v5", "Humanoid-v5"])
     assert isinstance(error, UserError)

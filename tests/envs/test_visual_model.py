@@ -206,7 +206,9 @@ def test_cameras_of_three_kinds_move_as_they_should(scene):
 
 
 def test_tracking_is_along_world_axes_also_for_bodies_that_start_turned(scene):
-    env = scene('<worldbody><body name="b" euler="0 0 90" pos="0 0 1"><freejoint/><geom size="0.1"/></body></worldbody>')
+    env = scene(
+        '<worldbody><body name="b" euler="0 0 90" pos="0 0 1"><freejoint/><geom size="0.1"/></body></worldbody>'
+    )
     track = CameraSpec("track", (1, 0, 0), look_at=(0, 0, 0), body="b", follow="track")
     visual = VisualModel(env.fullpath, env.model, [track])
     visual.sync(env.model, env.data)
@@ -255,7 +257,10 @@ def test_equal_models_have_one_key_and_different_ones_two(scene):
     [
         (dict(cameras=[]), "at least one"),
         (dict(cameras=[CAMERA, CAMERA]), "two cameras are named 'c'"),
-        (dict(cameras=[CameraSpec("c", (0, 0, 1), (1, 0, 0), body="bal")]), "body of camera 'c' 'bal': did you mean 'ball'"),
+        (
+            dict(cameras=[CameraSpec("c", (0, 0, 1), (1, 0, 0), body="bal")]),
+            "body of camera 'c' 'bal': did you mean 'ball'",
+        ),
         (dict(movable=["markers"]), "unknown movable body 'markers': did you mean 'marker'"),
         (dict(workspace=WorkspaceSpec((0, 0, 0), (1, 1, 1), "fre")), "did you mean 'free'"),
     ],

@@ -1,0 +1,172 @@
+"""What every registered task must be; a new task is tested by being registered."""
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as check_by_gymnasium
+from stable_baselines3.common.env_checker import check_env as check_by_sb3
+
+from envs.registry import env_ids, make
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # both checkers warn about unbounded boxes and 4-D images
+
+
+@pytest.fixture(scope="module", params=env_ids())
+def env(request):
+    env = make(request.param, observe=("images", "proprio", "state"))
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="module", params=env_ids())
+def env_id(request):
+    return request.param
+
+
+def play(env, seed, steps):
+    env.action_space.seed(seed)
+    observations = [env.reset(seed=seed)[0]]
+    observations += [env.step(env.action_space.sample())[0] for _ in range(steps)]
+    return observations
+
+
+def test_gymnasium_and_sb3_accept_it(env_id):
+    env = make(env_id, height=32, width=32)
+    check_by_gymnasium(env, skip_render_check=True)
+    check_by_sb3(env)
+    env.close()
+
+
+def test_gymnasium_makes_it_by_name(env_id):
+    env = gym.make(env_id, height=32, width=32)
+    assert env.spec.max_episode_steps == env.get_wrapper_attr("horizon")
+    observation, _ = env.reset(seed=0)
+    assert observation["images"].shape == (len(env.get_wrapper_attr("rig").names), 32, 32, 3)
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))  # recorded runs rebuild it
+    np.testing.assert_array_equal(again.reset(seed=0)[0]["images"], observation["images"])
+    env.close()
+    again.close()
+
+
+def test_observations_are_in_their_space_and_finite(env):
+    for observation in play(env, 0, 5):
+        assert env.observation_space.contains(observation)
+        assert all(np.isfinite(value).all() for value in observation.values())
+    assert observation["images"].shape == (3, 64, 64, 3) and observation["images"].dtype == np.uint8
+
+
+def test_every_step_tells_reward_and_success(env):
+    _, info = env.reset(seed=0)
+    assert type(info["is_success"]) is bool and env.defines_success
+    for _ in range(5):
+        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        assert type(reward) is float and 0 <= reward <= 1
+        assert type(info["is_success"]) is bool and not terminated and not truncated
+
+
+def test_seeded_episodes_repeat(env):
+    for one, two in zip(play(env, 3, 4), play(env, 3, 4), strict=True):
+        for key in one:
+            np.testing.assert_array_equal(one[key], two[key])
+    assert not np.array_equal(play(env, 4, 0)[0]["images"], one["images"])
+
+
+def test_lasts_its_horizon(env):
+    env.reset(seed=0)
+    assert 50 <= env.horizon <= 100
+    ends = [env.step(np.zeros(env.action_space.shape, np.float32))[3] for _ in range(env.horizon)]
+    assert ends == [False] * (env.horizon - 1) + [True]
+
+
+def test_views_show_one_instant_and_differ_by_camera(env):
+    """Every observed image is the render of the state at that very step, by another environment put into it."""
+    other = make(env.spec.id) if env.spec else make(env_ids()[0])
+    other.reset(seed=99)
+    observation, _ = env.reset(seed=5)
+    for step in range(4):
+        for name in ("qpos", "mocap_pos", "mocap_quat"):
+            getattr(other.unwrapped.data, name)[:] = getattr(env.unwrapped.data, name)
+        np.testing.assert_array_equal(other.render_views(), observation["images"])
+        for one, two in ((0, 1), (0, 2), (1, 2)):
+            assert np.abs(observation["images"][one].astype(int) - observation["images"][two]).mean() > 2
+        observation, *_ = env.step(np.array([1, 1, -1, 1], np.float32) * (-1) ** step)
+    other.close()
+
+
+def test_kept_observations_do_not_change(env):
+    observations = play(env, 0, 0)
+    copies = [{key: value.copy() for key, value in observations[0].items()}]
+    for _ in range(3):
+        observations.append(env.step(np.ones(env.action_space.shape, np.float32))[0])
+        copies.append({key: value.copy() for key, value in observations[-1].items()})
+    env.reset(seed=9)
+    for kept, copy in zip(observations, copies, strict=True):
+        for key in kept:
+            np.testing.assert_array_equal(kept[key], copy[key])
+    for key in copies[0]:
+        assert not np.shares_memory(observations[0][key], observations[1][key])
+    assert not np.array_equal(observations[0]["images"], observations[1]["images"])
+
+
+def test_targets_are_in_the_images_and_not_in_proprio(env):
+    base = env.unwrapped
+    env.reset(seed=0)
+    for name in base.movable:
+        before, proprio = env.render_views().astype(int), env._proprio()
+        base.data.mocap_pos[base.model.body(name).mocapid[0]] += [0.0, 0.1, 0.03]
+        after = env.render_views().astype(int)
+        assert np.all((np.abs(after - before).max(-1) > 60).sum((1, 2)) >= 10)  # in each view at least ten pixels
+        np.testing.assert_array_equal(env._proprio(), proprio)
+
+
+def test_targets_and_robot_are_large_enough_to_be_seen(env):
+    """Over random episodes, the probed things cover pixels at 64 px, in at least two views each, nearly always."""
+    model = env.unwrapped.model
+    seen = {name: [] for name in env.unwrapped.movable}
+    for seed in range(20):
+        env.reset(seed=seed)
+        segments = env.segment_views()
+        for name, views in seen.items():
+            body = model.body(name)
+            geoms = range(body.geomadr[0], body.geomadr[0] + body.geomnum[0])
+            views.append((np.isin(segments, geoms).sum((1, 2)) >= 12).sum())
+    for views in seen.values():
+        assert np.mean(np.array(views) >= 2) >= 0.9 and min(views) >= 1
+
+
+def test_background_has_no_robot_and_no_target(env):
+    """It equals a render of the same scene with all movable geoms in a group that is not drawn."""
+    env.reset(seed=0)
+    image, background = env.render_views(), env.background
+    assert np.abs(background.astype(int) - image).max() > 60
+    env.reset(seed=1)
+    np.testing.assert_array_equal(env.background, background)  # nothing of an episode is in it
+    hidden = make(env_ids()[0] if env.spec is None else env.spec.id)
+    hidden.reset(seed=2)
+    hidden._visual.model.geom_group[hidden._visual.movable_geoms] = 5
+    moving = hidden.unwrapped.model
+    names = {moving.geom(geom).name for geom in hidden._visual.movable_geoms}
+    assert {"target_ball", "left_finger_pad", "forearm_shell", "turret_column"} <= names
+    assert not names & {"floor", "table_top", "pedestal_column"}
+    if hidden._renderer.name == "auto":
+        hidden.render_views()
+    if hidden._renderer.name == "gl":
+        np.testing.assert_array_equal(hidden.render_views(), background)
+    hidden.close()
+
+
+def test_names_its_probe_bodies(env):
+    env.reset(seed=0)
+    positions = env.body_positions(env.probe_bodies)
+    assert positions.shape == (len(env.probe_bodies), 3)
+    np.testing.assert_array_less(np.abs(env.workspace.normalise(positions)), 1.05)
+    np.testing.assert_allclose(positions[0], env.unwrapped.end_effector, atol=1e-9)
+    np.testing.assert_allclose(positions[1], env.unwrapped.target, atol=1e-9)
+
+
+def test_making_it_warns_of_nothing(env_id):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(env_id, renderer="auto").close()
