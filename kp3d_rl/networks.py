@@ -12,7 +12,7 @@ from kp3d_rl.heatmaps import CellGrid
 Layer = tuple[int, int, int]
 """Kernel, stride and padding of a convolution."""
 
-FAST_LAYERS: tuple[Layer, ...] = ((4, 2, 1), (3, 1, 1), (4, 2, 1), (3, 1, 1))
+FAST_LAYERS: tuple[Layer, ...] = ((4, 2, 1), (4, 2, 1), (3, 1, 1))
 """Stride 4 with padding: every pixel of the image lies in a heat-map cell."""
 
 PAPER_LAYERS: tuple[Layer, ...] = ((4, 2, 0), (3, 2, 0), (4, 2, 0))
