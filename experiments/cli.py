@@ -6,7 +6,9 @@ the closest valid option instead of a page.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import sys
 import types
 import typing
@@ -50,10 +52,23 @@ def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
     :raises UserError: for an unknown option, a value of the wrong type, or a combination that the dataclass refuses.
     """
     _check(list(argv), options(config_class))
+    said = io.StringIO()
     try:
-        return tyro.cli(config_class, args=list(argv))
-    except ValueError as error:  # raised by a dataclass's own __post_init__
-        raise UserError(str(error)) from error
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(config_class, args=list(argv))
+    except (ValueError, SystemExit) as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            sys.stderr.write(said.getvalue())
+            raise
+        raise UserError(str(refusal)) from error
+
+
+def _refusal(error: BaseException | None) -> ValueError | None:
+    """What a dataclass's own ``__post_init__`` raised; tyro prints it in a box and exits, or lets it through."""
+    while error is not None and not isinstance(error, ValueError):
+        error = error.__context__
+    return error
 
 
 def options(config_class: type, prefix: str = "") -> dict[str, Any]:
