@@ -1,0 +1,301 @@
+"""Keypoint3D: shapes, geometry, the effect of every option, and a tiny real training that finds a dot."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from kp3d_rl.cameras import Rig
+from kp3d_rl.keypoint3d import (
+    Keypoint3D,
+    Keypoint3DConfig,
+    KeypointDecoder,
+    auxiliary_terms,
+    to_network_layout,
+)
+from kp3d_rl.losses import LossWeights, weighted_sum
+from kp3d_rl.metrics import constant_probe, ridge_probe
+from kp3d_rl.networks import PAPER_LAYERS, ViewDecoder, ViewEncoder, grids, output_size
+from tests.dotworld import dot_frames, dot_scene
+
+SMALL = Keypoint3DConfig(keypoints=4, width=4, decoder_width=8)
+
+
+def build(config: Keypoint3DConfig = SMALL, seed: int = 0) -> tuple[Keypoint3D, KeypointDecoder]:
+    scene = dot_scene()
+    torch.manual_seed(seed)
+    encoder = Keypoint3D(config, scene.rig, scene.workspace)
+    return encoder, KeypointDecoder(encoder, scene.background_tensor())
+
+
+def every_view(encoder: Keypoint3D) -> torch.Tensor:
+    return torch.arange(encoder.num_views)
+
+
+# -- networks --------------------------------------------------------------------------------------------------------
+
+
+def test_paper_layers_give_the_originals_twelve_cells_and_come_back_to_108_pixels() -> None:
+    assert [output_size(PAPER_LAYERS[:n], 108) for n in (1, 2, 3)] == [53, 26, 12]
+    heat, depth = ViewEncoder(5, layers=PAPER_LAYERS)(torch.zeros(1, 3, 108, 108))
+    assert heat.shape == depth.shape == (1, 5, 12, 12)
+    colour, opacity = ViewDecoder(5, layers=PAPER_LAYERS)(heat, (108, 108))
+    assert colour.shape == (1, 3, 108, 108) and opacity.shape == (1, 1, 108, 108)
+
+
+@pytest.mark.parametrize("size", [64, 66, 70])
+def test_decoder_restores_sizes_that_a_stride_rounds(size: int) -> None:
+    decoder = ViewDecoder(2)
+    rows, _ = grids(decoder.layers, size, size)
+    assert decoder(torch.zeros(1, 2, rows.cells, rows.cells), (size, size))[0].shape == (1, 3, size, size)
+
+
+def test_an_image_too_small_for_the_stack_is_refused() -> None:
+    with pytest.raises(ValueError, match="12 x 64"):
+        grids(PAPER_LAYERS, 12, 64)
+
+
+# -- encoder ---------------------------------------------------------------------------------------------------------
+
+
+def test_shapes_and_meaning_of_the_outputs() -> None:
+    encoder, _ = build()
+    images, _ = dot_frames(dot_scene(), 2)
+    k = encoder(images)
+    assert k.uv.shape == k.spread.shape == (2, 3, 4, 2)
+    assert k.depth.shape == k.confidence.shape == (2, 3, 4)
+    assert k.view_points.shape == (2, 3, 4, 3) and k.points.shape == (2, 4, 3)
+    assert torch.allclose(k.confidence.sum(-1), torch.ones(2, 3))
+    uv, depth = encoder.rig.project_each(k.view_points)
+    assert torch.allclose(uv, k.uv, atol=1e-3) and torch.allclose(depth, k.depth, atol=1e-5)
+    weights = k.confidence / k.confidence.sum(1, keepdim=True)
+    assert torch.allclose(k.points, (weights[..., None] * k.view_points).sum(1), atol=1e-6)
+    assert torch.allclose(k.fused_confidence.mean(-1), torch.ones(2))
+
+
+def test_depths_cover_the_box_as_each_camera_sees_it() -> None:
+    encoder, _ = build()
+    images, _ = dot_frames(dot_scene(), 2)
+    near, far = encoder.workspace.depth_range(encoder.rig)
+    depth = encoder(images).depth
+    for logit, bound in ((-30.0, near - 0.1 * (far - near)), (30.0, far + 0.1 * (far - near))):
+        with torch.no_grad():
+            encoder.views[0].head.weight[4:] = 0.0
+            encoder.views[0].head.bias[4:] = logit
+        assert torch.allclose(encoder(images).depth, bound[None, :, None].expand_as(depth), atol=1e-4)
+
+
+def test_heat_at_one_cell_is_read_at_that_cells_pixel() -> None:
+    """A network that fires at one cell alone puts (u, v) at the centre of its receptive field."""
+    encoder, _ = build(dataclasses.replace(SMALL, keypoints=1))
+    logits = torch.zeros(3, 1, 8, 8)
+    logits[:, 0, 2, 5] = 30.0
+    encoder._heat_and_depth_logits = lambda _: (logits[None], torch.zeros(1, 3, 1, 8, 8))
+    uv = encoder(torch.zeros(1, 3, 32, 32, 3, dtype=torch.uint8)).uv
+    assert torch.allclose(uv, torch.tensor([5 * 4 + 2.0, 2 * 4 + 2.0]).expand_as(uv), atol=1e-3)
+
+
+def test_wrong_images_are_refused_with_both_shapes() -> None:
+    encoder, _ = build()
+    with pytest.raises(ValueError, match=r"\(2, 32, 32, 3\) do not fit the rig's \(3, 32, 32, 3\)"):
+        encoder(torch.zeros(1, 2, 32, 32, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="uint8"):
+        to_network_layout(torch.zeros(1, 3, 32, 32, 3))
+
+
+def test_network_layout_is_channels_last_and_scaled() -> None:
+    images = torch.randint(0, 256, (2, 3, 8, 8, 3), dtype=torch.uint8)
+    laid = to_network_layout(images)
+    assert laid.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(laid[4], images[1, 1].permute(2, 0, 1).float() / 255.0)
+
+
+def test_moving_cameras_give_the_same_answer_as_a_fixed_rig_at_that_pose() -> None:
+    """Poses that come with the observation replace the resting ones, in encoder and decoder."""
+    scene, images = dot_scene(), dot_frames(dot_scene(), 2)[0]
+    turned = dot_scene(((0.9, 0.3, 0.4), (0.1, 1, 0.5), (-0.8, -0.7, 0.6)))
+    moving, decoder = build()
+    torch.manual_seed(0)
+    fixed = Keypoint3D(SMALL, turned.rig, turned.workspace)
+    poses = turned.rig.world_from_camera.expand(2, 3, 4, 4)
+    a, b = moving(images, poses), fixed(images)
+    assert torch.allclose(a.points, b.points, atol=1e-5)
+    assert not torch.allclose(a.points, moving(images).points, atol=1e-3)
+    views = every_view(moving)
+    assert torch.allclose(decoder(a, moving, views, poses), decoder(b, fixed, views, None), atol=1e-5)
+    assert scene.rig.num_views == 3
+
+
+# -- decoder ---------------------------------------------------------------------------------------------------------
+
+
+def test_gaussian_maps_peak_at_the_projected_keypoint_with_the_stated_width_and_height() -> None:
+    encoder, decoder = build()
+    images, _ = dot_frames(dot_scene(), 1)
+    k = encoder(images)
+    maps = decoder.gaussian_maps(k, encoder, every_view(encoder), None)
+    uv, depth = encoder.rig.project(k.points)
+    centre_depth = encoder.rig.project(encoder.workspace.centre[None])[1]
+    cells = torch.arange(8) * 4.0 + 2.0
+    for view in range(3):
+        for n in range(4):
+            sigma = 1.5 * 4.0 * float(centre_depth[view, 0]) / float(depth[0, view, n])
+            u, v = uv[0, view, n]
+            squared = (cells[None, :] - u) ** 2 + (cells[:, None] - v) ** 2
+            expected = float(k.confidence[0, view, n]) * 4 / 2 * torch.exp(-squared / (2 * sigma**2))
+            assert torch.allclose(maps[0, view, n], expected, atol=1e-5)
+
+
+def test_without_foreground_the_reconstruction_is_the_background() -> None:
+    encoder, decoder = build()
+    with torch.no_grad():
+        decoder.views[0].upsample[-1].weight[:, 3] = 0.0
+        decoder.views[0].upsample[-1].bias[3] = -40.0
+    images, _ = dot_frames(dot_scene(), 2)
+    drawn = decoder(encoder(images), encoder, every_view(encoder), None)
+    assert torch.allclose(drawn, torch.full_like(drawn, 90 / 255), atol=1e-6)
+
+
+def test_background_of_another_size_is_refused() -> None:
+    encoder, _ = build()
+    with pytest.raises(ValueError, match="background"):
+        KeypointDecoder(encoder, torch.zeros(3, 16, 16, 3, dtype=torch.uint8))
+
+
+# -- options: each changes something ---------------------------------------------------------------------------------
+
+
+def terms_of(config: Keypoint3DConfig, seed: int = 5) -> dict[str, float]:
+    encoder, decoder = build(config)
+    images, _ = dot_frames(dot_scene(), 4)
+    torch.manual_seed(seed)
+    return {k: float(v.detach()) for k, v in auxiliary_terms(encoder, decoder, encoder(images), images).items()}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("keypoints", 5),
+        ("dimensions", "2d"),
+        ("view_weights", "per_view"),
+        ("width", 6),
+        ("decoder_width", 12),
+        ("heat_scale", 20.0),
+        ("noise", 0.9),
+        ("gaussian_width", 3.0),
+        ("confidence", False),
+        ("background", False),
+        ("decoded_views", 2),
+    ],
+)
+def test_every_option_changes_the_losses(option: str, value: object) -> None:
+    assert terms_of(dataclasses.replace(SMALL, **{option: value})) != terms_of(SMALL)
+
+
+def test_two_dimensions_have_no_consistency_term_and_no_depth_in_the_maps() -> None:
+    config = dataclasses.replace(SMALL, dimensions="2d")
+    assert set(terms_of(config)) == {"reconstruction", "separation"}
+    encoder, decoder = build(config)
+    images, _ = dot_frames(dot_scene(), 1)
+    k = encoder(images)
+    shifted = dataclasses.replace(k, depth=k.depth * 2, points=k.points + 1)
+    views = every_view(encoder)
+    assert torch.equal(
+        decoder.gaussian_maps(k, encoder, views, None), decoder.gaussian_maps(shifted, encoder, views, None)
+    )
+
+
+def test_per_view_weights_train_each_view_on_its_own() -> None:
+    encoder, decoder = build(dataclasses.replace(SMALL, view_weights="per_view", decoded_views=0))
+    assert len(encoder.views) == len(decoder.views) == 3
+    images, _ = dot_frames(dot_scene(), 2)
+    keypoints = encoder(images)
+    keypoints.uv[:, 1].sum().backward()
+    touched = [any(p.grad is not None and p.grad.abs().sum() > 0 for p in view.parameters()) for view in encoder.views]
+    assert touched == [False, True, False]
+
+
+def test_noise_is_a_share_of_the_spread_and_the_policys_pass_has_none() -> None:
+    encoder, _ = build(dataclasses.replace(SMALL, noise=0.3))
+    images, _ = dot_frames(dot_scene(), 64)
+    k = encoder(images)
+    assert torch.equal(k.uv, encoder(images).uv)
+    ratio = ((encoder.with_noise(k).uv - k.uv) / k.spread).detach()
+    assert float(ratio.std()) == pytest.approx(0.3, rel=0.1) and float(ratio.abs().max()) <= 1.0 + 1e-4
+    silent, _ = build(dataclasses.replace(SMALL, noise=0.0))
+    assert silent.with_noise(k) is k
+
+
+def test_decoded_views_draws_that_many_views_anew() -> None:
+    from kp3d_rl.keypoint3d import _views_to_decode
+
+    drawn = {tuple(_views_to_decode(2, 3, torch.device("cpu")).tolist()) for _ in range(50)}
+    assert drawn == {(0, 1), (0, 2), (1, 2)}
+    assert _views_to_decode(0, 3, torch.device("cpu")).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"keypoints": 0}, {"width": 0}, {"noise": -1.0}, {"decoded_views": -1}, {"heat_scale": 0}, {"gaussian_width": 0}],
+)
+def test_impossible_options_are_refused(bad: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Keypoint3DConfig(**bad)
+
+
+# -- learning --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("term", ["reconstruction", "multiview", "separation"])
+def test_each_loss_term_alone_falls_on_a_fixed_batch(term: str) -> None:
+    weights = LossWeights(**{name: float(name == term) for name in ("reconstruction", "multiview", "separation")})
+    encoder, decoder = build(dataclasses.replace(SMALL, loss=weights, decoded_views=0))
+    images, _ = dot_frames(dot_scene(), 8)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-2)
+    values = []
+    for _ in range(60):
+        terms = auxiliary_terms(encoder, decoder, encoder(images), images)
+        optimizer.zero_grad()
+        weighted_sum(terms, weights).backward()
+        optimizer.step()
+        values.append(float(terms[term].detach()))
+    assert values[-1] < 0.85 * values[0]
+
+
+def test_a_tiny_training_finds_the_dot_without_labels() -> None:
+    """The probe from keypoints gets far below the constant predictor and the untrained encoder."""
+    config = dataclasses.replace(SMALL, width=8, decoder_width=16, loss=LossWeights(50.0, 1.0, 0.0025))
+    encoder, decoder = build(config)
+    scene = dot_scene()
+    images, _ = dot_frames(scene, 512)
+    test_images, dots = dot_frames(scene, 240, seed=1)
+    targets = dots.reshape(24, 10, 1, 3)
+
+    def probe() -> float:
+        with torch.no_grad():
+            points = encoder(test_images).points.flatten(1).numpy()
+        return float(ridge_probe(points.reshape(24, 10, -1), targets)[0])
+
+    untrained, constant = probe(), float(constant_probe(targets)[0])
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=3e-3)
+    for _ in range(300):
+        batch = images[torch.randint(len(images), (32,))]
+        loss = weighted_sum(auxiliary_terms(encoder, decoder, encoder(batch), batch), config.loss)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    trained = probe()
+    assert trained < 0.5 * untrained and trained < 0.2 * constant, (trained, untrained, constant)
+
+
+def test_a_crop_gives_the_same_point() -> None:
+    """Cropping the images and the intrinsics together leaves unprojected points where they are."""
+    rig = dot_scene().rig
+    cropped = rig.crop(3, 5, 24, 24)
+    uv, depth = torch.rand(3, 6, 2) * 20 + 6, torch.rand(3, 6) + 0.5
+    shifted = uv - torch.tensor([5.0, 3.0])
+    assert torch.allclose(rig.unproject(uv, depth), cropped.unproject(shifted, depth), atol=1e-6)
+    assert isinstance(cropped, Rig) and np.isclose(float(cropped.intrinsics[0, 0, 2]), 16 - 5)

@@ -1,0 +1,66 @@
+"""The auxiliary losses against plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kp3d_rl.losses import LossWeights, multiview_loss, reconstruction_loss, separation_loss, weighted_sum
+
+
+def test_reconstruction_is_the_mean_squared_error() -> None:
+    a, b = torch.rand(2, 3, 4, 5, 6), torch.rand(2, 3, 4, 5, 6)
+    assert torch.allclose(reconstruction_loss(a, b), torch.nn.functional.mse_loss(a, b))
+
+
+def test_multiview_is_the_mean_over_ordered_pairs_of_cameras() -> None:
+    points = torch.randn(4, 3, 5, 3, dtype=torch.float64)
+    pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+    expected = sum(((points[:, i] - points[:, j]) ** 2).mean() for i, j in pairs) / len(pairs)
+    assert torch.allclose(multiview_loss(points), expected)
+    assert float(multiview_loss(points[:, :1])) == 0.0
+    assert float(multiview_loss(points[:, :1].expand(4, 3, 5, 3))) == 0.0
+
+
+def test_multiview_pulls_a_camera_towards_the_held_others() -> None:
+    points = torch.randn(2, 2, 1, 3, dtype=torch.float64, requires_grad=True)
+    multiview_loss(points).backward()
+    held = points.detach()
+    by_hand = (held[:, 0] - held[:, 1]) * 2 / held[:, 0].numel() / 2  # d/dx0 of one of two pairs' mean squares
+    assert torch.allclose(points.grad[:, 0], by_hand)
+    assert torch.allclose(points.grad[:, 1], -by_hand)
+
+
+def test_separation_is_the_mean_over_all_pairs_self_included() -> None:
+    points = torch.randn(3, 4, 3, dtype=torch.float64)
+    total = 0.0
+    for frame in points:
+        for a in frame:
+            for b in frame:
+                total += 1 / (1000 * float(((a - b) ** 2).sum()) + 1)
+    assert float(separation_loss(points)) == pytest.approx(total / (3 * 16), rel=1e-12)
+    assert float(separation_loss(points[:, :1].expand(3, 4, 3))) == pytest.approx(1.0)
+    assert float(separation_loss(points * 1e6)) == pytest.approx(1 / 4, rel=1e-6)
+
+
+def test_separation_pushes_points_apart() -> None:
+    points = torch.tensor([[[0.0, 0, 0], [0.02, 0, 0]]], requires_grad=True)
+    separation_loss(points).backward()
+    assert points.grad[0, 0, 0] > 0 > points.grad[0, 1, 0]
+
+
+def test_weighted_sum_uses_each_weight_and_refuses_unknown_terms() -> None:
+    weights = LossWeights(reconstruction=2.0, multiview=3.0, separation=0.0)
+    terms = {name: torch.tensor(value) for name, value in (("reconstruction", 5.0), ("multiview", 7.0))}
+    assert float(weighted_sum(terms, weights)) == 31.0
+    assert float(weighted_sum({"separation": torch.tensor(9.0)}, weights)) == 0.0
+    with pytest.raises(ValueError, match="'sparsity' has no weight"):
+        weighted_sum({"sparsity": torch.tensor(1.0)}, weights)
+    with pytest.raises(ValueError, match="no loss terms"):
+        weighted_sum({}, weights)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+def test_weights_must_be_numbers_of_at_least_zero(bad: float) -> None:
+    with pytest.raises(ValueError, match="'multiview'"):
+        LossWeights(multiview=bad)
