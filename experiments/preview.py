@@ -132,11 +132,11 @@ def marked(
     :param views: (H, W, 3) uint8 each, as large as the rig's images.
     :param bodies: (B, 3) metres.
     """
-    drawn = []
+    drawn, colours = [], palette(len(names))
     corners, points = visible(rig, box.corners()), visible(rig, bodies)
     for view, corners_uv, points_uv in zip(views, corners, points, strict=True):
         picture = draw_box(view, corners_uv, box.edges())
-        for uv, name, colour in zip(points_uv, names, palette(len(names)), strict=True):
+        for uv, name, colour in reversed(list(zip(points_uv, names, colours, strict=True))):  # the first on top
             picture = draw_marker(picture, uv, colour, label=name)
         drawn.append(picture)
     return drawn
