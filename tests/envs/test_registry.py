@@ -1,5 +1,6 @@
 """Making environments by name."""
 
+import os
 import subprocess
 import sys
 
@@ -95,4 +96,6 @@ assert "OpenGL" not in sys.modules
 env.reset(seed=0)
 assert "torch" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    # With MUJOCO_GL set MuJoCo itself imports OpenGL.
+    inherited = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=inherited)
