@@ -1,1 +1,1 @@
-"""What joins keypoints and environments in unmodified Stable-Baselines3: extractors, the auxiliary-loss seam, policies."""
+"""What joins the two in unmodified Stable-Baselines3: extractors, the auxiliary-loss seam and its callback, policies."""

@@ -31,6 +31,7 @@ class AuxiliaryConfig:
     :param buffer_frames: how many of the latest frames the unsupervised steps draw from.
     :param final_scale: the loss's weight at the end of training relative to the start, linear in between.
     :param policy_gradient: share of the policy's gradient that reaches the encoder (1 as the original, 0 none).
+    :param learning_rate: of encoder and decoder, relative to the policy's.
     :param clip: largest gradient norms of policy and encoder.
     """
 
@@ -42,12 +43,15 @@ class AuxiliaryConfig:
     buffer_frames: int = 10_000
     final_scale: float = 1.0
     policy_gradient: float = 0.1
+    learning_rate: float = 3.0
     clip: ClipConfig = field(default_factory=ClipConfig)
 
     def __post_init__(self) -> None:
         for name in ("warmup_frames", "warmup_steps", "steps_per_rollout", "final_scale", "policy_gradient"):
             if getattr(self, name) < 0:
                 raise ValueError(f"auxiliary {name} must be at least 0, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"auxiliary learning_rate must be above 0, got {self.learning_rate}")
         if self.batch_size < 1 or self.buffer_frames < 1:
             raise ValueError("auxiliary batch_size and buffer_frames must be at least 1")
         if self.warmup_steps and not self.warmup_frames:

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from agents.scene import Scene
 from agents.seam import AuxiliaryLoss, scale_gradient
-from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig, KeypointDecoder, Keypoints, auxiliary_terms, to_network_layout
+from kp3d_rl.keypoint3d import (
+    Keypoint3D,
+    Keypoint3DConfig,
+    KeypointDecoder,
+    Keypoints,
+    auxiliary_terms,
+    to_network_layout,
+)
 
 Observation = dict[str, Tensor]
 

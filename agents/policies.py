@@ -12,9 +12,10 @@ from typing import Any
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.extractors import KeypointExtractor, Observation, PixelExtractor
+from agents.optimizers import ScaledAdam
 from agents.scene import Scene
 from agents.seam import AuxiliaryLoss
 from envs.errors import UserError
@@ -54,6 +55,7 @@ class KeypointPolicy(RawObservationPolicy):
     :param scene: the environment's cameras, box and background: ``Scene.of(env)``.
     :param encoder: the encoder's options.
     :param policy_gradient_scale: share of the policy's gradient that reaches the encoder.
+    :param learning_rate_scale: learning rate of encoder and decoder relative to the policy's.
     :raises UserError: with ``share_features_extractor=False``: two encoders would be trained on one loss.
     """
 
@@ -65,12 +67,13 @@ class KeypointPolicy(RawObservationPolicy):
         scene: Scene,
         encoder: Keypoint3DConfig | None = None,
         policy_gradient_scale: float = 0.1,
+        learning_rate_scale: float = 3.0,
         **kwargs: Any,
     ) -> None:
         if not kwargs.get("share_features_extractor", True):
             raise UserError("KeypointPolicy has one encoder: share_features_extractor must be True, got False")
         # Before super().__init__, which calls _build; a plain value is no module and may be set this early.
-        self._scene = scene
+        self._scene, self._learning_rate_scale = scene, learning_rate_scale
         super().__init__(
             observation_space,
             action_space,
@@ -100,3 +103,13 @@ class KeypointPolicy(RawObservationPolicy):
         weights = extractor.encoder.config.loss
         trained = [*extractor.encoder.parameters(), *self.decoder.parameters()]
         extractor.attach_auxiliary(AuxiliaryLoss(lambda terms: weighted_sum(terms, weights), trained), self.decoder)
+        self.optimizer = self._scaled_optimizer(trained, lr_schedule(1))
+
+    def _scaled_optimizer(self, trained: list[nn.Parameter], learning_rate: float) -> ScaledAdam:
+        """One Adam for all: actor and critic at the scheduled rate, encoder and decoder at theirs."""
+        own = {id(parameter) for parameter in trained}
+        groups = [
+            {"params": [p for p in self.parameters() if id(p) not in own]},
+            {"params": trained, "lr_scale": self._learning_rate_scale},
+        ]
+        return ScaledAdam(groups, lr=learning_rate, **self.optimizer_kwargs)

@@ -7,7 +7,6 @@ import math
 import os
 from typing import Any
 
-from envs import registry
 import gymnasium as gym
 import torch
 from stable_baselines3 import PPO
@@ -16,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.policies import KeypointPolicy, PixelPolicy, RawObservationPolicy
 from agents.scene import Scene
 from agents.vec_env import NormalizeReward, make_vec_env
+from envs import registry
 from envs.errors import UserError
 from experiments.config import TrainConfig
 from experiments.runs import Checkpoint, Run
@@ -90,13 +90,14 @@ def _policy(config: TrainConfig, scene: Scene | None) -> tuple[Any, dict[str, An
             "scene": scene,
             "encoder": Keypoint3DConfig(**fields),
             "policy_gradient_scale": config.auxiliary.policy_gradient,
+            "learning_rate_scale": config.auxiliary.learning_rate,
         }
         return KeypointPolicy, extra, math.inf
     return (PixelPolicy if config.encoder.kind == "pixels" else "MultiInputPolicy"), {}, 0.5
 
 
 def choose_device(name: str) -> str:
-    """"auto", "cpu", "cuda" or "cuda:<n>" as a torch device that exists.
+    """ "auto", "cpu", "cuda" or "cuda:<n>" as a torch device that exists.
 
     :raises UserError: for a GPU that is not there or an unknown name.
     """

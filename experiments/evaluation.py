@@ -145,9 +145,7 @@ def _play_together(
             once[i] |= end[i]
             if terminated or truncated:
                 active.remove(i)
-    return [
-        Episode(int(seed), start[i], once[i], end[i], returns[i], lengths[i]) for i, (_, seed) in enumerate(group)
-    ]
+    return [Episode(int(seed), start[i], once[i], end[i], returns[i], lengths[i]) for i, (_, seed) in enumerate(group)]
 
 
 def stack(observations: Sequence[Mapping[str, np.ndarray]]) -> Observation:

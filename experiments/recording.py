@@ -45,7 +45,7 @@ class WandbOutputFormat(KVWriter):
 
     def close(self) -> None:
         """Finish the run's record."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 @contextmanager

@@ -18,3 +18,12 @@ moving cameras have ``(..., V, 4, 4)``.
 
 **Numbers.** Everything works in float32 and float64, is differentiable, and has no Python loop over batch or views.
 """
+
+
+def __getattr__(name: str):
+    # On first use, so that importing the package alone stays light.
+    if name == "load":
+        from kp3d_rl.loading import load
+
+        return load
+    raise AttributeError(f"module 'kp3d_rl' has no attribute '{name}'")

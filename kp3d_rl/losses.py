@@ -24,7 +24,7 @@ class LossWeights:
     """
 
     reconstruction: float = 50.0
-    multiview: float = 0.3
+    multiview: float = 5.0
     separation: float = 0.0025
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ def test_ring_keeps_the_newest_frames() -> None:
         kept = {int(x) for x in np.unique(buffer.sample(200, np.random.default_rng(0))["images"])}
         assert kept == set(everything[-5:])
         assert len(buffer) == min(5, len(everything))
-        assert buffer.last(2)["images"][:, 0, 0].tolist() == everything[: -3 : -1]
+        assert buffer.last(2)["images"][:, 0, 0].tolist() == everything[:-3:-1]
     assert buffer.nbytes == 5 * 2 * 3 and set(buffer.stored) == {"images"}
 
 

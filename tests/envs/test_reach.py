@@ -1,5 +1,6 @@
 """The reach task: its physics, its reward, and what it tells."""
 
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -151,6 +152,21 @@ def test_reward_and_success_belong_to_the_state_after_the_step(env):
         distance = np.linalg.norm((state[7:10] - state[:3]) * env.workspace.half_extents)
         assert reward == pytest.approx(1 - 0.5 * (np.tanh(distance / 0.2) + np.tanh(distance / 0.05)), abs=1e-5)
         assert info["is_success"] == (distance < SUCCESS_DISTANCE)
+
+
+def test_what_is_told_is_the_state_itself_not_the_last_substep(env):
+    """MuJoCo leaves positions one substep behind the state; the task must not."""
+    env.reset(seed=2)
+    for _ in range(3):
+        env.step(np.array([1.0, 1.0, -1.0, 1.0]))
+    fresh = mujoco.MjData(env.model)
+    fresh.qpos[:], fresh.qvel[:] = env.data.qpos, env.data.qvel
+    mujoco.mj_forward(env.model, fresh)
+    np.testing.assert_allclose(env.end_effector, fresh.body("end_effector").xpos, atol=1e-12)
+    velocity = np.zeros(6)
+    body = env.model.body("end_effector").id
+    mujoco.mj_objectVelocity(env.model, fresh, mujoco.mjtObj.mjOBJ_XBODY, body, velocity, 0)
+    np.testing.assert_allclose(env.proprio()[3:6], velocity[3:] * 0.05 / ACTION_SCALE, atol=1e-6)
 
 
 def test_episodes_end_by_truncation_only(env):

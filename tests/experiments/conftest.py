@@ -1,0 +1,53 @@
+"""Tiny real runs, trained once for all tests of the entry points."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from experiments import train
+from experiments.runs import Run
+
+TINY = (
+    "--total-steps 160 --image-size 32 --ppo.envs 2 --ppo.steps 32 --ppo.batch-size 32 --ppo.epochs 1 --ppo.hidden 16 "
+    "--encoder.keypoints 4 --encoder.width 4 --encoder.decoder-width 8 --auxiliary.warmup-frames 32 "
+    "--auxiliary.warmup-steps 2 --log.evaluation-episodes 2 --log.evaluate-every 100 --log.checkpoint-every 100 "
+    "--log.picture-every 100 --log.wandb off --threads 1"
+).split()
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to run commands in."""
+    return tmp_path_factory.mktemp("workplace")
+
+
+def run_in(folder: Path, main, arguments: list[str]) -> int | None:
+    """Run an entry point's main in another working directory."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        return main(arguments)
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(workplace: Path) -> Path:
+    """A keypoint run of seconds on reach."""
+    run_in(workplace, train.main, ["--run", "tiny", *TINY])
+    return workplace / "runs" / "reach-multiview" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def state_run(workplace: Path) -> Path:
+    """A run on the simulator's state."""
+    run_in(workplace, train.main, ["--run", "state", *TINY, "--encoder.kind", "state"])
+    return workplace / "runs" / "reach-multiview" / "state"
+
+
+@pytest.fixture
+def opened(tiny_run: Path) -> Run:
+    return Run.open(str(tiny_run))

@@ -1,0 +1,107 @@
+"""The command line: dataclass options, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from envs.errors import UserError
+from experiments.cli import options, parse, run_main
+from experiments.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Inner:
+    kind: Literal["keypoint3d", "pixels"] = "keypoint3d"
+    keypoints: int = 8
+    background: bool = True
+
+    def __post_init__(self) -> None:
+        if self.keypoints < 1:
+            raise ValueError("keypoints must be at least 1")
+
+
+@dataclass(frozen=True)
+class Outer:
+    env: str = "reach"
+    rate: float = 0.5
+    total_steps: int = 10
+    cameras: Path | None = None
+    encoder: Inner = field(default_factory=Inner)
+
+
+def test_options_are_flat_and_typed_as_people_type_them() -> None:
+    made = parse(Outer, "--env push --encoder.keypoints 4 --encoder.no-background --total_steps 7 --rate=2".split())
+    assert made == Outer("push", 2.0, 7, None, Inner(keypoints=4, background=False))
+    assert parse(Outer, ["--cameras", "a.yaml"]).cameras == Path("a.yaml") and parse(Outer, []) == Outer()
+    assert options(Outer)["--encoder.no-background"] is bool
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--encoder.keypoint 4",
+            "unknown option '--encoder.keypoint': did you mean '--encoder.keypoints'? valid: --env",
+        ),
+        ("--encoder.kind keypoints3d", "unknown value for --encoder.kind 'keypoints3d': did you mean 'keypoint3d'?"),
+        ("--total-steps 1e3", "--total-steps needs a whole number, got '1e3'"),
+        ("--rate fast", "--rate needs a number, got 'fast'"),
+        ("--total-steps", "--total-steps needs a value (a whole number)"),
+        ("--env --rate 1", "--env needs a value"),
+        ("--encoder.background=yes", "takes no value"),
+        ("reach", "unexpected argument 'reach'"),
+        ("--encoder.keypoints 0", "keypoints must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_would_be_right(arguments: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(Outer, arguments.split())
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_help_names_every_option_of_training(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(TrainConfig, ["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    for name, kind in options(TrainConfig).items():
+        assert name in shown or (kind is bool and "no-" in name), name
+
+
+@pytest.mark.parametrize(("raised", "code"), [(None, 0), (UserError("bad"), 2), (KeyboardInterrupt(), 130)])
+def test_exit_codes(raised, code: int, capsys: pytest.CaptureFixture) -> None:
+    def main(argv):
+        if raised:
+            raise raised
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == {0: "", 2: "error: bad\n", 130: "interrupted\n"}[code]
+
+
+def test_a_planted_bug_keeps_its_traceback_and_exits_with_1() -> None:
+    program = "from experiments.cli import run_main\ndef main(argv):\n    return 1 / 0\nrun_main(main)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+def test_every_option_has_its_documentation() -> None:
+    """Public dataclasses explain every field in their docstring."""
+
+    def check(config_class: type) -> None:
+        documented = "".join(c.__doc__ or "" for c in config_class.__mro__)
+        for f in dataclasses.fields(config_class):
+            assert f":param {f.name}:" in documented, f"{config_class.__name__}.{f.name}"
+            made = getattr(config_class(), f.name)
+            if dataclasses.is_dataclass(made):
+                check(type(made))
+
+    check(TrainConfig)

@@ -1,0 +1,64 @@
+"""Configurations as YAML: round trip, and errors that name file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from envs.errors import UserError
+from experiments.config import LogConfig, PPOConfig, TrainConfig, from_yaml, to_yaml
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    config = TrainConfig(env="Ant-v5", cameras="a.yaml", ppo=PPOConfig(envs=3), log=LogConfig(wandb="off"))
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert from_yaml(path) == config
+    assert list(yaml.safe_load(to_yaml(config)))[:2] == ["env", "run"]  # in the order of the fields
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder": {"keypoint": 3}}, "'encoder.keypoint': did you mean 'encoder.keypoints'?"),
+        ({"ppo": {"steps": "many"}}, "key 'ppo.steps' must be int, got 'many'"),
+        ({"ppo": {"steps": True}}, "key 'ppo.steps' must be int, got True"),
+        ({"encoder": {"kind": "pixel"}}, "did you mean 'pixels'?"),
+        ({"seed": -1}, "seed and threads must be at least 0"),
+        ({"encoder": 3}, "'encoder.' must be a mapping, got int"),
+    ],
+)
+def test_errors_name_file_and_key(tmp_path: Path, change: dict, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(change))
+    with pytest.raises(UserError) as error:
+        from_yaml(path)
+    assert str(path) in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_damaged_yaml_names_the_line_and_nothing_is_constructed(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("env: reach\nppo: [1, 2\n")
+    with pytest.raises(UserError, match="line 3: not valid YAML"):
+        from_yaml(path)
+    path.write_text("env: !!python/object/apply:os.system ['false']\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        from_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PPOConfig(batch_size=5000), "at most envs x steps = 1024, got 5000"),
+        (lambda: PPOConfig(envs=0), "ppo envs must be above 0"),
+        (lambda: LogConfig(evaluation_episodes=0), "evaluation_episodes"),
+        (lambda: LogConfig(picture_every=-1), "at least 0"),
+        (lambda: TrainConfig(image_size=8), "between 16 and 1024 pixels, got 8"),
+        (lambda: TrainConfig(total_steps=0), "total_steps"),
+    ],
+)
+def test_impossible_values_are_refused_with_the_reason(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()

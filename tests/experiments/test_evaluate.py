@@ -1,0 +1,109 @@
+"""Evaluation: counts, seeds, the script and its file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from envs.errors import UserError
+from experiments import evaluate as script
+from experiments.building import SEEDS_PER_RUN
+from experiments.evaluation import (
+    EVALUATION_SEED,
+    PERIODIC_SEED,
+    Episode,
+    Evaluation,
+    blacked_out,
+    evaluate,
+)
+from tests.experiments.conftest import run_in
+
+
+class Counter(gym.Env):
+    """Episode of ``seed % 5 + 1`` steps; success at step 2 alone; reward is the action."""
+
+    def reset(self, *, seed=None, options=None):
+        self.length, self.time = seed % 5 + 1, 0
+        return {"x": np.zeros(1)}, {"is_success": False}
+
+    def step(self, action):
+        self.time += 1
+        done = self.time >= self.length
+        return {"x": np.full(1, self.time)}, float(action), done, False, {"is_success": self.time == 2}
+
+
+@pytest.mark.parametrize("envs", [1, 2, 3, 7])
+def test_one_episode_per_seed_whatever_runs_side_by_side(envs: int) -> None:
+    done = []
+    result = evaluate(
+        lambda o: np.ones(len(o["x"])), [Counter() for _ in range(envs)], range(7), on_episode=done.append
+    )
+    assert [e.seed for e in result.episodes] == list(range(7)) and done == list(result.episodes)
+    assert [e.length for e in result.episodes] == [1, 2, 3, 4, 5, 1, 2]
+    assert [e.episode_return for e in result.episodes] == [1, 2, 3, 4, 5, 1, 2]
+    assert [e.success_once for e in result.episodes] == [False, True, True, True, True, False, True]
+    assert [e.success_at_end for e in result.episodes] == [False, True, False, False, False, False, True]
+
+
+def test_the_policy_sees_what_the_transform_makes_of_it() -> None:
+    seen = []
+    evaluate(lambda o: seen.append(o["x"]) or np.zeros(len(o["x"])), [Counter()], [4], lambda o: {"x": o["x"] + 10})
+    assert [float(x[0, 0]) for x in seen] == [10, 11, 12, 13, 14]
+
+
+def test_summary_and_lines_count_honestly() -> None:
+    episodes = tuple(Episode(i, i == 0, i < 8, i < 7, float(i), 50) for i in range(10))
+    evaluation = Evaluation(episodes)
+    summary = evaluation.summary()
+    assert summary["success_at_end"]["k"] == 7 and summary["success_once"]["k"] == 8
+    assert summary["success_at_end"]["interval"] == pytest.approx([0.3968, 0.8922], abs=1e-3)  # Wilson 1927, 7 of 10
+    assert summary["return"]["mean"] == 4.5 and evaluation.rate("success_once") == 0.8
+    low, high = summary["return"]["interval"]
+    assert 2 < low < 4.5 < high < 7
+    text = "\n".join(evaluation.lines())
+    assert "success_at_end  7/10 = 70.0 % (95 % interval 39.7 to 89.2 %)" in text
+    assert "1 of 10 episodes were a success before the first action" in text
+
+
+def test_seed_ranges_are_disjoint() -> None:
+    training = SEEDS_PER_RUN * 5000  # far beyond any sensible training seed
+    assert training < EVALUATION_SEED and EVALUATION_SEED + 1000 * 10_000 <= PERIODIC_SEED
+
+
+def test_blacked_out_touches_the_views_alone() -> None:
+    shown = blacked_out({"images": np.full((1, 2, 2), 9, np.uint8), "proprio": np.ones(3)})
+    assert shown["images"].max() == 0 and shown["images"].dtype == np.uint8 and shown["proprio"].min() == 1
+
+
+def test_script_prints_and_writes(tiny_run: Path, workplace: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--run", str(tiny_run), "--episodes", "3", "--envs", "2", "--ablate"]
+    run_in(workplace, script.main, arguments)
+    shown = capsys.readouterr().out
+    for word in ("as trained", "blacked out", "success_at_end", "success_once", "return", "/3 ="):
+        assert word in shown
+    record = json.loads((tiny_run / "eval.json").read_text())
+    seeds = [episode["seed"] for episode in record["results"]["as trained"]["episodes"]]
+    assert seeds == [EVALUATION_SEED, EVALUATION_SEED + 1, EVALUATION_SEED + 2] and record["checkpoint"] == 160
+    before = record["results"]["as trained"]
+    run_in(workplace, script.main, arguments)
+    assert json.loads((tiny_run / "eval.json").read_text())["results"]["as trained"] == before  # deterministic
+
+
+def test_script_by_environment_takes_the_newest_run(workplace: Path, state_run: Path, tiny_run: Path) -> None:
+    run_in(workplace, script.main, ["--env", "reach-multiview", "--episodes", "1", "--envs", "1"])
+
+
+def test_script_refusals(state_run: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        (["--run", str(tmp_path)], "is not a run"),
+        (["--run", str(state_run), "--ablate", "--episodes", "1"], "simulator's state"),
+        (["--run", str(state_run), "--checkpoint", "3"], "no checkpoint at step 3"),
+        (["--run", str(state_run), "--episodes", "0"], "episodes in 1"),
+        (["--run", str(state_run), "--seed", "1000"], "stay clear of training's"),
+    ):
+        with pytest.raises(UserError, match=message):
+            script.main(arguments)

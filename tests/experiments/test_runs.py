@@ -1,0 +1,184 @@
+"""Run folders and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import kp3d_rl
+from envs.errors import UserError
+from experiments.building import load_policy, make_env
+from experiments.config import TrainConfig
+from experiments.runs import Run, without_aliases
+
+
+@pytest.fixture
+def copied(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run that a test may damage."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "copy"))
+
+
+def test_a_run_folder_holds_everything(tiny_run: Path) -> None:
+    for name in ("config.yaml", "rig.json", "metrics.csv", "tensorboard", "checkpoints", "pictures"):
+        assert (tiny_run / name).exists(), name
+    assert Run.open(str(tiny_run)).steps() == [160]
+    assert list((tiny_run / "pictures").glob("*.png"))
+
+
+def test_finding_runs(tiny_run: Path, state_run: Path) -> None:
+    root = tiny_run.parents[1]
+    assert Run.open("tiny", "reach-multiview", root).path == tiny_run
+    assert Run.open(None, "reach-multiview", root).path in (tiny_run, state_run)
+    for arguments, message in (
+        ((str(root / "nowhere"), None, root), "no run folder at"),
+        ((str(root), None, root), "is not a run: it has no config.yaml"),
+        ((None, "Ant-v5", root), "no run of 'Ant-v5'"),
+        ((None, None, root), "say which run"),
+        ((str(tiny_run), "Ant-v5", root), "is a run of 'reach-multiview', not of 'Ant-v5'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Run.open(*arguments)
+
+
+def test_new_runs_never_touch_what_exists(tiny_run: Path) -> None:
+    root = tiny_run.parents[1]
+    with pytest.raises(UserError, match="already exists"):
+        Run.new_path(TrainConfig(run="tiny"), root)
+    for name in ("a/b", "..", "."):
+        with pytest.raises(UserError, match="plain folder name"):
+            Run.new_path(TrainConfig(run=name), root)
+    assert Run.new_path(TrainConfig(env="ns/Env-v0"), root).parent == root / "ns_Env-v0"
+
+
+def test_checkpoint_round_trip_holds_policy_and_optimizer(opened: Run, tmp_path: Path) -> None:
+    checkpoint = opened.load()
+    env = make_env(opened.config)
+    policy = load_policy(opened, env, checkpoint, "cpu")
+    policy.optimizer.load_state_dict(checkpoint.optimizer)
+    again = Run(tmp_path, opened.config)
+    again.save(7, policy, {"note": 1})
+    second = again.load(7)
+    assert second.state["note"] == 1 and second.step == 7
+    for name, value in policy.state_dict().items():
+        assert torch.equal(second.policy[name], value), name
+    state, other = policy.optimizer.state_dict(), second.optimizer
+    assert state["param_groups"][1]["lr_scale"] == other["param_groups"][1]["lr_scale"]
+    for parameter, moments in state["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(other["state"][parameter][name], value)
+
+
+def test_shared_modules_are_saved_once(tiny_run: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = tiny_run / "checkpoints" / "000000160"
+    saved = load_file(folder / "policy.safetensors")
+    aliases = json.loads((folder / "state.json").read_text())["aliases"]
+    assert not any(name.startswith(("pi_", "vf_")) for name in saved)
+    assert any(name.startswith("pi_features_extractor") for name in aliases)
+    assert set(aliases.values()) <= set(saved)
+    x = torch.ones(2)
+    kept, shared = without_aliases({"a": x, "b": x, "c": x.clone()})
+    assert set(kept) == {"a", "c"} and shared == {"b": "a"}
+
+
+def test_nothing_of_a_checkpoint_is_unpickled(opened: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, refuse)
+    opened.load()
+    opened.scene()
+
+
+def test_damaged_checkpoints_are_one_line(copied: Path) -> None:
+    folder = copied / "checkpoints" / "000000160"
+    run = Run.open(str(copied))
+    with pytest.raises(UserError, match="no checkpoint at step 3, only at 160"):
+        run.load(3)
+    good = (folder / "policy.safetensors").read_bytes()
+    for name, content in (
+        ("policy.safetensors", good[: len(good) // 2]),
+        ("policy.safetensors", b"\x80\x04junk"),
+        ("state.json", b"{"),
+        ("state.json", b'{"format": 99}'),
+        ("state.json", b"{}"),
+    ):
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        with pytest.raises(UserError, match="is damaged|has format 99"):
+            run.load()
+        (folder / name).write_bytes(before)
+    run.load()
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        run.load()
+
+
+def test_a_half_written_checkpoint_is_not_seen(copied: Path) -> None:
+    run = Run.open(str(copied))
+    (copied / "checkpoints" / ".000000999.partial").mkdir()
+    (copied / "checkpoints" / "000000998").mkdir()  # no state.json: killed before it was complete
+    assert run.steps() == [160]
+
+
+def test_cameras_size_and_keypoints_that_differ_are_refused_with_both_values(copied: Path) -> None:
+    run = Run.open(str(copied))
+    checkpoint, env = run.load(), make_env(run.config)
+    rig = json.loads((copied / "rig.json").read_text())
+
+    def refusal() -> str:
+        with pytest.raises(UserError) as error:
+            load_policy(Run.open(str(copied)), env, checkpoint, "cpu")
+        return str(error.value)
+
+    (copied / "rig.json").write_text(json.dumps(rig | {"cameras": rig["cameras"] | {"height": 64, "width": 64}}))
+    assert "image size 64 x 64 against 32 x 32" in refusal()
+    moved = json.loads(json.dumps(rig))
+    moved["cameras"]["world_from_camera"][0][0][3] += 0.1
+    (copied / "rig.json").write_text(json.dumps(moved))
+    assert f"camera '{rig['cameras']['names'][0]}'" in refusal()
+    (copied / "rig.json").write_text("{}")
+    assert "rig.json is damaged" in refusal()
+    (copied / "rig.json").unlink()
+    assert "has no rig.json" in refusal()
+    (copied / "rig.json").write_text(json.dumps(rig))
+    text = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(text.replace("keypoints: 4", "keypoints: 5"))
+    assert "weights have 4 keypoints, its config.yaml says 5" in refusal()
+    (copied / "config.yaml").write_text(text.replace("hidden: 16", "hidden: 24"))
+    assert "does not fit its config.yaml" in refusal()
+
+
+def test_encoder_loads_without_simulator_and_sb3(tiny_run: Path, opened: Run) -> None:
+    env = make_env(opened.config)
+    observation, _ = env.reset(seed=0)
+    images = torch.as_tensor(observation["images"])[None]
+    policy = load_policy(opened, env, opened.load(), "cpu")
+    expected = policy.features_extractor.encoder(images)
+    found = kp3d_rl.load(tiny_run)
+    assert torch.equal(found(images).points, expected.points) and not found.training
+    assert torch.equal(found.rig.intrinsics, policy.features_extractor.encoder.rig.intrinsics)
+
+
+def test_encoder_of_what_is_no_keypoint_run(state_run: Path, copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="not a run"):
+        kp3d_rl.load(tmp_path)
+    with pytest.raises(ValueError, match="acts on 'state'"):
+        kp3d_rl.load(state_run)
+    with pytest.raises(FileNotFoundError, match="no checkpoint at step 5"):
+        kp3d_rl.load(copied, 5)
+    (copied / "checkpoints" / "000000160" / "policy.safetensors").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="no usable keypoint encoder"):
+        kp3d_rl.load(copied)
+    shutil.rmtree(copied / "checkpoints")
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        kp3d_rl.load(copied)
+    with pytest.raises(AttributeError, match="lode"):
+        kp3d_rl.lode  # noqa: B018

@@ -1,0 +1,159 @@
+"""Training end to end: what is printed, written and logged, how it stops, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from envs.errors import UserError
+from experiments import train
+from experiments.building import choose_device
+from experiments.recording import StopRequest
+from experiments.runs import Run
+from tests.experiments.conftest import TINY, run_in
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with open(run / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "experiments.train", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_metrics_hold_every_term_and_the_evaluations(tiny_run: Path) -> None:
+    last = rows(tiny_run)[-1]
+    columns = set().union(*(row.keys() for row in rows(tiny_run)))
+    for name in ("auxiliary/reconstruction", "auxiliary/multiview", "auxiliary/separation", "train/value_loss",
+                 "gradients/encoder_from_policy", "gradients/encoder_from_auxiliary", "keypoints/reconstruction_ratio",
+                 "keypoints/view_disagreement_cm", "evaluation/success_at_end", "evaluation/return"):  # fmt: skip
+        assert name in columns, name
+    assert last["evaluation/success_at_end"] != ""
+    assert list((tiny_run / "tensorboard").glob("events.*"))
+
+
+def test_training_twice_gives_the_same_weights(workplace: Path, tiny_run: Path) -> None:
+    run_in(workplace, train.main, ["--run", "again", *TINY])
+    first, second = (Run.open(str(tiny_run.with_name(name))).load().policy for name in ("tiny", "again"))
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "state"])
+def test_other_encoders_behind_the_same_switch(workplace: Path, kind: str, capsys: pytest.CaptureFixture) -> None:
+    options = ["--run", f"kind-{kind}", *TINY, "--encoder.kind", kind]
+    if kind == "pixels":
+        options += ["--image-size", "40"]
+    run_in(workplace, train.main, options)
+    shown = capsys.readouterr().out
+    assert f"PPO on {kind}" in shown and "estimate: about" in shown and "final evaluation" in shown
+    run = Run.open(str(workplace / "runs" / "reach-multiview" / f"kind-{kind}"))
+    assert any(name.startswith("features_extractor.cnn") for name in run.load().policy) == (kind == "pixels")
+
+
+def test_wandb_is_offline_by_default_and_off_changes_nothing_else(workplace: Path, tiny_run: Path) -> None:
+    options = [option for option in TINY if option not in ("--log.wandb", "off")]
+    run_in(workplace, train.main, ["--run", "wandb", *options])
+    run = workplace / "runs" / "reach-multiview" / "wandb"
+    assert list((run / "wandb").glob("wandb/offline-run-*/*.wandb")) or list(run.glob("wandb/offline-run-*/*.wandb"))
+    assert {p.name for p in run.iterdir()} - {"wandb"} == {p.name for p in tiny_run.iterdir()} - {"eval.json", "videos"}
+    first, second = Run.open(str(run)).load().policy, Run.open(str(tiny_run)).load().policy
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--env", "reach-multivew"], "unknown environment 'reach-multivew': did you mean 'reach-multiview'?"),
+        (["--encoder.kind", "keypoint"], "unknown value for --encoder.kind"),
+        (["--cameras", "frontt"], "unknown camera"),
+        (["--device", "tpu9"], "unknown device 'tpu9'"),
+        (["--encoder.keypoints", "0"], "keypoints must be at least 1"),
+        (["--env", "Ant-v5"], "cameras"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, options: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        run_in(tmp_path, train.main, [*TINY, *options])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_exit_code_2_and_one_line_for_a_typing_error(tmp_path: Path) -> None:
+    done = subprocess.run(command("--envv", "x"), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "did you mean '--env'?" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_write_a_checkpoint_first(tmp_path: Path, number: signal.Signals) -> None:
+    long = [*TINY, "--total-steps", "1000000", "--run", "stopped", "--log.checkpoint-every", "0"]
+    process = subprocess.Popen(
+        command(*long), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    metrics = tmp_path / "runs" / "reach-multiview" / "stopped" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert number.name in output and "Traceback" not in output
+    run = Run.open(str(metrics.parent))
+    assert run.load().state["num_timesteps"] == run.steps()[-1] > 0
+
+
+def test_a_second_signal_interrupts_at_once() -> None:
+    with StopRequest().listening() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop and stop.exit_code == 130
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_nan_stops_training_and_names_step_term_and_checkpoint(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kp3d_rl import keypoint3d
+
+    true_loss, calls = keypoint3d.multiview_loss, []
+
+    def poisoned(points):
+        calls.append(1)
+        return true_loss(points) * (float("nan") if len(calls) > 7 else 1.0)
+
+    monkeypatch.setattr(keypoint3d, "multiview_loss", poisoned)
+    with pytest.raises(UserError) as error:
+        run_in(workplace, train.main, ["--run", "nan", *TINY, "--log.checkpoint-every", "64"])
+    message = str(error.value)
+    assert "training stopped at step 160" in message and "'multiview' is nan" in message
+    assert message.endswith("checkpoints/000000160")  # written at the rollout's end, before the update
+    assert Run.open(str(workplace / "runs" / "reach-multiview" / "nan")).steps() == [96, 160]
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == "cpu" and choose_device("auto") in ("cpu", "cuda")
+    with pytest.raises(UserError, match="CUDA devices are present"):
+        choose_device("cuda:77")
+
+
+def test_a_gymnasium_environment_with_a_cameras_file(tmp_path: Path) -> None:
+    cameras = ROOT / "envs" / "assets" / "cameras" / "reacher.yaml"
+    run_in(tmp_path, train.main, [*TINY, "--env", "Reacher-v5", "--cameras", str(cameras), "--run", "reacher"])
+    run = tmp_path / "runs" / "Reacher-v5" / "reacher"
+    assert json.loads((run / "rig.json").read_text())["cameras"]["height"] == 32
+    assert Run.open(str(run)).steps() == [160]
