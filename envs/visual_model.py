@@ -18,7 +18,8 @@ from envs.cameras import CameraRig, CameraSpec, WorkspaceSpec, check_unique, rea
 from envs.errors import UserError, unknown
 
 _CAMERA_PREFIX = "view/"  # keeps our cameras apart from those that the task's model has
-# What a task may change in its model after loading and that shows: copied with every state.
+# What a task may change in its model after loading and that shows: copied with every state. (A mesh geom's frame
+# depends on its mesh; both models have the same one.)
 _COPIED_FIELDS = (
     "qpos0",
     "body_pos",
@@ -61,7 +62,6 @@ class VisualModel:
         *,
         workspace: WorkspaceSpec | None = None,
         movable: Sequence[str] = (),
-        shadows: bool = False,
     ) -> None:
         """Compile the visual model; nothing is rendered yet.
 
@@ -70,12 +70,10 @@ class VisualModel:
         :param cameras: the views, in the order of the images.
         :param workspace: tells the frame of poses and positions; None is the world.
         :param movable: names of bodies that are no background although they have no joint, such as targets.
-        :param shadows: cast shadows (slow in software, and only the ``gl`` renderer does it).
         :raises UserError: for unknown bodies, or where the MJCF does not compile to the physics model.
         """
         check_unique(cameras)
         self.cameras = tuple(cameras)
-        self.shadows = shadows
         self.model = self._compile(path, physics)
         self.data = mujoco.MjData(self.model)
         self.camera_ids = np.array([self.model.camera(_CAMERA_PREFIX + camera.name).id for camera in cameras])
@@ -186,9 +184,8 @@ class VisualModel:
         quality.numstacks = min(quality.numstacks, 10)
         quality.numquads = min(quality.numquads, 2)
         model.mat_reflectance[:] = 0
-        if not self.shadows:
-            quality.shadowsize = 0
-            model.light_castshadow[:] = 0
+        quality.shadowsize = 0  # shadows cost more than all the rest, and no keypoint is on one
+        model.light_castshadow[:] = 0
         return model
 
     def _movable_bodies(self, named: Sequence[str]) -> np.ndarray:

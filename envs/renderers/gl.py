@@ -20,7 +20,12 @@ from envs.errors import UserError
 from envs.renderers import opengl
 from envs.visual_model import VisualModel
 
-_UNUSED_EFFECTS = (mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_HAZE, mujoco.mjtRndFlag.mjRND_FOG)
+_UNUSED_EFFECTS = (
+    mujoco.mjtRndFlag.mjRND_SHADOW,
+    mujoco.mjtRndFlag.mjRND_REFLECTION,
+    mujoco.mjtRndFlag.mjRND_HAZE,
+    mujoco.mjtRndFlag.mjRND_FOG,
+)
 
 
 class GLRenderer:
@@ -85,7 +90,6 @@ class _SharedScene:
         self.scene = mujoco.MjvScene(model, maxgeom=room)
         for effect in _UNUSED_EFFECTS:
             self.scene.flags[effect] = False
-        self.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = visual.shadows
         self.option = mujoco.MjvOption()
         self.camera = mujoco.MjvCamera()
         self.camera.type = mujoco.mjtCamera.mjCAMERA_FIXED

@@ -96,7 +96,7 @@ class _SharedScene:
                 render_seg=True,
                 render_depth=False,
                 render_skybox=True,
-                use_shadows=visual.shadows,
+                use_shadows=False,
             )
         except (NotImplementedError, ValueError) as error:
             reason = " ".join(str(error).split())
