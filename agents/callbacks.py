@@ -178,13 +178,10 @@ class AuxiliaryCallback(BaseCallback):
         encoder = self.auxiliary.parameters
         own = {id(parameter) for parameter in encoder}
         policy = [p for p in self.model.policy.parameters() if id(p) not in own]
-        self.clipper = GroupClipper(policy, encoder, self.config.clip, self._refuse_nonfinite)
+        self.clipper = GroupClipper(policy, encoder, self.config.clip, refuse_nonfinite)
         self.clipper.before_clip = self._measure
         self.gradient_norms: dict[str, float] = {}
         self._handle = self.clipper.install(self.model.policy.optimizer)
-
-    def _refuse_nonfinite(self, group: str) -> None:
-        raise NonFiniteError(f"the gradient of the {group} is NaN or Inf")
 
     def _measure(self) -> None:
         self.gradient_norms = self.auxiliary.gradient_norms() or self.gradient_norms
@@ -221,23 +218,36 @@ class AuxiliaryCallback(BaseCallback):
             self.logger.record("keypoints/view_disagreement_cm", 100.0 * float(disagreement.mean()))
 
 
-class FiniteCallback(BaseCallback):
-    """Stops training on NaN or Inf in observations, rewards or actions, before the policy sees them."""
+class ClippingCallback(BaseCallback):
+    """The same measuring, checking and clipping of gradients for policies that have no keypoints.
+
+    :param config: its ``policy`` clip counts for all parameters.
+    """
+
+    def __init__(self, config: ClipConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or ClipConfig()
+
+    def _on_training_start(self) -> None:
+        policy = self.model.policy
+        self.clipper = GroupClipper(policy.parameters(), (), self.config, refuse_nonfinite)
+        self._handle = self.clipper.install(policy.optimizer)
 
     def _on_rollout_start(self) -> None:
-        self._check("observation", self.model._last_obs)
+        for name, value in self.clipper.mean_norms().items():
+            self.logger.record(f"gradients/{name}", value)
 
     def _on_step(self) -> bool:
-        self._check("action", self.locals["actions"])
-        self._check("reward", self.locals["rewards"])
-        self._check("observation", self.locals["new_obs"])
         return True
 
-    @staticmethod
-    def _check(what: str, values: np.ndarray | dict[str, np.ndarray]) -> None:
-        named = values.items() if isinstance(values, dict) else [("", values)]
-        for name, array in named:
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
-                label = f"{what} '{name}'" if name else what
-                raise NonFiniteError(f"the {label} of environment {', '.join(map(str, bad))} is NaN or Inf")
+    def _on_training_end(self) -> None:
+        self._handle.remove()
+
+
+def refuse_nonfinite(group: str) -> None:
+    """Stop training before the optimiser spreads a NaN into the weights.
+
+    :param group: of parameters, for the message.
+    :raises NonFiniteError: always.
+    """
+    raise NonFiniteError(f"the gradient of the {group} is NaN or Inf")

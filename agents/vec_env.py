@@ -11,6 +11,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from agents.seam import NonFiniteError
+
 
 class NormalizeReward(VecEnvWrapper):
     """Divide rewards by the running standard deviation of the discounted return, and leave observations alone.
@@ -61,14 +63,40 @@ class NormalizeReward(VecEnvWrapper):
             self.returns = np.array(state["returns"], dtype=np.float64)
 
 
-def make_vec_env(constructors: Sequence[Callable[[], gym.Env]], seed: int | None = None) -> VecMonitor:
+class CheckFinite(VecEnvWrapper):
+    """Refuses NaN and Inf in actions, observations and rewards, and says which environment they came from."""
+
+    def reset(self) -> VecEnvObs:
+        """Start all episodes anew."""
+        return self._checked("observation", self.venv.reset())
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Hand on actions that are numbers."""
+        self.venv.step_async(self._checked("action", actions))
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step; episodes that ended have started anew."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return self._checked("observation", observations), self._checked("reward", rewards), dones, infos
+
+    @staticmethod
+    def _checked(what: str, values: Any) -> Any:
+        for name, array in values.items() if isinstance(values, dict) else [(None, values)]:
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
+                label = what if name is None else f"{what} '{name}'"
+                raise NonFiniteError(f"the {label} of environment {', '.join(map(str, bad))} is NaN or Inf")
+        return values
+
+
+def make_vec_env(constructors: Sequence[Callable[[], gym.Env]], seed: int | None = None) -> VecEnv:
     """Environments that step one after the other in this process and share its renderer.
 
     :param constructors: one per environment.
     :param seed: environment i is reset with ``seed + i`` the first time.
     :return: episode returns, lengths and successes are in ``info["episode"]`` at an episode's end.
     """
-    venv = VecMonitor(DummyVecEnv(list(constructors)), info_keywords=("is_success",))
+    venv = CheckFinite(VecMonitor(DummyVecEnv(list(constructors)), info_keywords=("is_success",)))
     if seed is not None:
         venv.seed(seed)
     return venv

@@ -54,7 +54,7 @@ def build_model(config: TrainConfig, env: VecEnv, scene: Scene | None) -> PPO:
     :param env: its environments.
     :param scene: their cameras; None for the state encoder.
     """
-    policy, extra, max_grad_norm = _policy(config, scene)
+    policy, extra = _policy(config, scene)
     ppo = config.ppo
     model = PPO(
         policy,
@@ -68,7 +68,7 @@ def build_model(config: TrainConfig, env: VecEnv, scene: Scene | None) -> PPO:
         clip_range=ppo.clip_range,
         ent_coef=ppo.entropy,
         vf_coef=ppo.value,
-        max_grad_norm=max_grad_norm,
+        max_grad_norm=math.inf,  # gradients are clipped by group, in the callbacks
         target_kl=ppo.target_kl or None,
         policy_kwargs={
             "net_arch": {"pi": [ppo.hidden] * 2, "vf": [ppo.hidden] * 2},
@@ -82,8 +82,8 @@ def build_model(config: TrainConfig, env: VecEnv, scene: Scene | None) -> PPO:
     return model
 
 
-def _policy(config: TrainConfig, scene: Scene | None) -> tuple[Any, dict[str, Any], float]:
-    """Policy class, its extra arguments, and SB3's gradient clip."""
+def _policy(config: TrainConfig, scene: Scene | None) -> tuple[Any, dict[str, Any]]:
+    """Policy class and its extra arguments."""
     if config.encoder.kind == "keypoint3d":
         fields = {name: getattr(config.encoder, name) for name in Keypoint3DConfig.__dataclass_fields__}
         extra = {
@@ -92,8 +92,8 @@ def _policy(config: TrainConfig, scene: Scene | None) -> tuple[Any, dict[str, An
             "policy_gradient_scale": config.auxiliary.policy_gradient,
             "learning_rate_scale": config.auxiliary.learning_rate,
         }
-        return KeypointPolicy, extra, math.inf
-    return (PixelPolicy if config.encoder.kind == "pixels" else "MultiInputPolicy"), {}, 0.5
+        return KeypointPolicy, extra
+    return (PixelPolicy if config.encoder.kind == "pixels" else "MultiInputPolicy"), {}
 
 
 def choose_device(name: str) -> str:
@@ -129,7 +129,7 @@ def load_policy(run: Run, env: gym.Env | VecEnv, checkpoint: Checkpoint, device:
     scene = None if run.config.encoder.kind == "state" else Scene.of(env)
     require_same_scene(run, scene)
     require_same_keypoints(run, checkpoint)
-    policy, extra, _ = _policy(run.config, scene)
+    policy, extra = _policy(run.config, scene)
     ppo = run.config.ppo
     if isinstance(policy, str):
         policy = PPO.policy_aliases[policy]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -27,6 +28,8 @@ class WandbOutputFormat(KVWriter):
     """Scalars to Weights & Biases under the run's own step; offline unless asked."""
 
     def __init__(self, run: Run, mode: str, project: str) -> None:
+        # Our package `agents` has the name of an LLM library, for which W&B would advertise another product.
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         import wandb  # here, because the import is slow and the service optional
 
         self._run = wandb.init(

@@ -11,7 +11,7 @@ from pathlib import Path
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.callbacks import AuxiliaryCallback, FiniteCallback
+from agents.callbacks import AuxiliaryCallback, ClippingCallback
 from agents.scene import Scene
 from agents.seam import NonFiniteError
 from envs.errors import UserError
@@ -88,16 +88,18 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest) -> None:
 
 def callbacks(run: Run, evaluator: Evaluator, stop: StopRequest) -> list[BaseCallback]:
     """What happens beside learning; the auxiliary loss comes first, so that the rest sees its numbers."""
-    log, found = run.config.log, []
-    if run.config.encoder.kind == "keypoint3d":
-        found.append(AuxiliaryCallback(run.config.auxiliary, should_stop=lambda: bool(stop)))
-    return found + [
-        FiniteCallback(),
+    config, log = run.config, run.config.log
+    if config.encoder.kind == "keypoint3d":
+        gradients: BaseCallback = AuxiliaryCallback(config.auxiliary, should_stop=lambda: bool(stop))
+    else:
+        gradients = ClippingCallback(config.auxiliary.clip)
+    return [
+        gradients,
         StopCallback(stop),
         Every(log.evaluate_every, evaluator),
         Every(log.picture_every, lambda model: save_picture(run, model)),
         Every(log.checkpoint_every, lambda model: save_checkpoint(run, model)),
-        ProgressCallback(run.config.total_steps, evaluator),
+        ProgressCallback(config.total_steps, evaluator),
     ]
 
 

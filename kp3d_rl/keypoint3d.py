@@ -45,6 +45,8 @@ class Keypoint3DConfig:
     :param confidence: weigh cameras in the fusion, and Gaussian heights, by the keypoints' confidence.
     :param background: draw over the background image; off, the decoder has to draw everything.
     :param decoded_views: how many views, drawn anew for each batch, are decoded in training; 0 is all of them.
+    :param own_view: share of a training batch in which each view is drawn from its own keypoints, not from the fused
+        ones. A small object is found in 2D first, long before the views' depths agree well enough to hit it together.
     :param loss: weights of the loss terms.
     """
 
@@ -60,6 +62,7 @@ class Keypoint3DConfig:
     confidence: bool = True
     background: bool = True
     decoded_views: int = 1
+    own_view: float = 0.5
     loss: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
@@ -68,6 +71,8 @@ class Keypoint3DConfig:
                 raise ValueError(f"encoder {name} must be at least 1, got {getattr(self, name)}")
         if self.noise < 0 or self.decoded_views < 0:
             raise ValueError("encoder noise and decoded_views must be at least 0")
+        if not 0 <= self.own_view <= 1:
+            raise ValueError(f"encoder own_view must lie between 0 and 1, got {self.own_view}")
         if self.gaussian_width <= 0 or self.heat_scale <= 0:
             raise ValueError("encoder gaussian_width and heat_scale must be above 0")
 
@@ -239,16 +244,24 @@ class KeypointDecoder(nn.Module):
             raise ValueError(f"background of shape {tuple(background.shape)} does not fit {shape} (V, 3, H, W)")
         self.register_buffer("background", pixels.contiguous())
 
-    def forward(self, keypoints: Keypoints, encoder: Keypoint3D, views: Tensor, camera_poses: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        keypoints: Keypoints,
+        encoder: Keypoint3D,
+        views: Tensor,
+        camera_poses: Tensor | None = None,
+        own: Tensor | None = None,
+    ) -> Tensor:
         """Reconstruct some of the views.
 
         :param keypoints: of a batch B.
         :param encoder: gives the cameras.
         :param views: (n,) indices of the views to draw.
         :param camera_poses: (B, V, 4, 4) where cameras move.
+        :param own: (B,) bool, where each view is drawn from its own keypoints instead of the fused ones.
         :return: (B, n, 3, H, W) in [0, 1].
         """
-        maps = self.gaussian_maps(keypoints, encoder, views, camera_poses)
+        maps = self.gaussian_maps(keypoints, encoder, views, camera_poses, own)
         if len(self.views) == 1:
             colour, opacity = self.views[0](maps.flatten(0, 1), (self.height, self.width))
             colour, opacity = (layer.unflatten(0, (-1, len(views))) for layer in (colour, opacity))
@@ -258,7 +271,12 @@ class KeypointDecoder(nn.Module):
         return opacity * colour + (1.0 - opacity) * self.background[views]
 
     def gaussian_maps(
-        self, keypoints: Keypoints, encoder: Keypoint3D, views: Tensor, camera_poses: Tensor | None
+        self,
+        keypoints: Keypoints,
+        encoder: Keypoint3D,
+        views: Tensor,
+        camera_poses: Tensor | None = None,
+        own: Tensor | None = None,
     ) -> Tensor:
         """One Gaussian per keypoint and view: width goes with 1/depth, height with confidence.
 
@@ -269,7 +287,10 @@ class KeypointDecoder(nn.Module):
         rig = rig.select(views)
         sigma = torch.full_like(keypoints.depth[:, views], config.gaussian_width * self.rows.stride)
         if config.dimensions == "3d":
-            uv, depth = rig.project(keypoints.points)
+            points = keypoints.points[:, None].expand(-1, len(views), -1, -1)
+            if own is not None:
+                points = torch.where(own[:, None, None, None], keypoints.view_points[:, views], points)
+            uv, depth = rig.project_each(points)
             _, reference = rig.project(encoder.workspace.centre[None, :])
             # Points behind or inside a camera keep a finite width; the projection itself is never clamped.
             sigma = sigma * reference / torch.maximum(depth, 0.1 * reference)
@@ -300,7 +321,8 @@ def auxiliary_terms(
     noisy = encoder.with_noise(keypoints, camera_poses)
     views = _views_to_decode(config.decoded_views, encoder.num_views, images.device)
     target = images[:, views].permute(0, 1, 4, 2, 3).float() / 255.0
-    terms = {"reconstruction": reconstruction_loss(decoder(noisy, encoder, views, camera_poses), target)}
+    own = torch.rand(len(images), device=images.device) < config.own_view
+    terms = {"reconstruction": reconstruction_loss(decoder(noisy, encoder, views, camera_poses, own), target)}
     if config.dimensions == "3d":
         points = workspace.normalise(noisy.view_points)
         terms["multiview"] = multiview_loss(points)

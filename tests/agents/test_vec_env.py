@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from agents.seam import NonFiniteError
 from agents.vec_env import NormalizeReward, make_vec_env
 from tests.dotworld import DotEnv
 
@@ -53,3 +55,19 @@ def test_episode_records_carry_the_true_return_and_success() -> None:
     truth = sum(dot.step(np.zeros(3))[1] for _ in range(DotEnv.horizon))
     assert np.isclose(infos[0]["episode"]["r"], truth, atol=1e-5)
     assert infos[0]["episode"]["is_success"] == infos[0]["is_success"]
+
+
+def test_numbers_that_are_none_are_refused_with_the_environment() -> None:
+    env = make_vec_env([DotEnv, DotEnv], seed=0)
+    env.reset()
+    with pytest.raises(NonFiniteError, match="the action of environment 1 is NaN or Inf"):
+        env.step(np.array([[0, 0, 0], [0, np.inf, 0]]))
+    dots = env.unwrapped.envs
+    dots[0].poison = "reward"
+    with pytest.raises(NonFiniteError, match="the reward of environment 0"):
+        env.step(np.zeros((2, 3)))
+    dots[0].poison, dots[1].poison = None, "observation"
+    with pytest.raises(NonFiniteError, match="the observation 'proprio' of environment 1"):
+        env.step(np.zeros((2, 3)))
+    with pytest.raises(NonFiniteError, match="the observation 'proprio' of environment 1"):
+        env.reset()

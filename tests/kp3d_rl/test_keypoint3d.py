@@ -189,6 +189,7 @@ def terms_of(config: Keypoint3DConfig, seed: int = 5) -> dict[str, float]:
         ("confidence", False),
         ("background", False),
         ("decoded_views", 2),
+        ("own_view", 1.0),
     ],
 )
 def test_every_option_changes_the_losses(option: str, value: object) -> None:
@@ -239,7 +240,15 @@ def test_decoded_views_draws_that_many_views_anew() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"keypoints": 0}, {"width": 0}, {"noise": -1.0}, {"decoded_views": -1}, {"heat_scale": 0}, {"gaussian_width": 0}],
+    [
+        {"keypoints": 0},
+        {"width": 0},
+        {"noise": -1.0},
+        {"decoded_views": -1},
+        {"heat_scale": 0},
+        {"gaussian_width": 0},
+        {"own_view": 1.5},
+    ],
 )
 def test_impossible_options_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
