@@ -37,7 +37,7 @@ doctor: setup ## versions, renderer, speed, and what to fix
 
 test: setup ## all tests, and 90 % coverage of kp3d_rl and agents; some of them: make test ARGS=tests/envs
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 exec $(PYTHON) -m pytest -n $(WORKERS) \
-		$(or $(ARGS),--cov=kp3d_rl --cov=agents --cov-fail-under=90)
+		$(or $(ARGS),--cov --cov-fail-under=90)
 
 lint: setup ## ruff over everything
 	@$(PYTHON) -m ruff check .
