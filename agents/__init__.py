@@ -1,1 +1,1 @@
-"""What joins the two in unmodified Stable-Baselines3: extractors, the auxiliary-loss seam and its callback, policies."""
+"""What joins the two in unmodified SB3: feature extractors, the auxiliary-loss seam and its callback, policies."""

@@ -24,7 +24,8 @@ class AuxiliaryConfig:
     """How the auxiliary loss trains the encoder beside the policy.
 
     :param joint: carry the loss in the policy's own updates.
-    :param warmup_frames: environment steps with random actions before the first rollout; they count as steps.
+    :param warmup_frames: environment steps with random actions before the first rollout; they count as steps. Where
+        that is more than half of the run, frames and steps of the warm-up shrink to half of it.
     :param warmup_steps: unsupervised steps on those frames before the first rollout.
     :param steps_per_rollout: unsupervised steps before each later rollout.
     :param batch_size: frames per unsupervised step.
@@ -43,7 +44,7 @@ class AuxiliaryConfig:
     buffer_frames: int = 10_000
     final_scale: float = 1.0
     policy_gradient: float = 0.1
-    learning_rate: float = 3.0
+    learning_rate: float = 4.0
     clip: ClipConfig = field(default_factory=ClipConfig)
 
     def __post_init__(self) -> None:
@@ -94,8 +95,10 @@ class AuxiliaryCallback(BaseCallback):
         self.generator = np.random.default_rng(self.model.seed)
         self._install_clipper()
         if self.model.num_timesteps == 0 and self.config.warmup_frames:
-            self._collect_random_frames(self.config.warmup_frames)
-            self.train_unsupervised(self.config.warmup_steps)
+            # A short run keeps half of its steps for the policy; its warm-up shrinks as a whole.
+            share = min(1.0, 0.5 * self.model._total_timesteps / self.config.warmup_frames)
+            self._collect_random_frames(math.ceil(share * self.config.warmup_frames))
+            self.train_unsupervised(math.ceil(share * self.config.warmup_steps))
 
     def _on_rollout_start(self) -> None:
         self.auxiliary.is_open = False
@@ -112,6 +115,7 @@ class AuxiliaryCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         if self.held_out is None:
             self._hold_out(self.frames.last(self.held_out_frames))
+            self._weigh_pixels()
         self._log_quality()
         self.auxiliary.is_open = self.config.joint
         self.auxiliary.measure_next = self.config.joint
@@ -152,6 +156,7 @@ class AuxiliaryCallback(BaseCallback):
             self.frames.add(observations)
             self.model.num_timesteps += env.num_envs
         self._hold_out(self.frames.last(self.held_out_frames))
+        self._weigh_pixels()
         # The held-out frames are the newest: forget them, the ring goes on in their place.
         self.frames.added = max(1, self.frames.added - self.held_out_frames)
         self.model._last_obs = env.reset()
@@ -191,6 +196,11 @@ class AuxiliaryCallback(BaseCallback):
         images = frames["images"].astype(np.float32) / 255.0
         self.baseline = float(np.mean((images - images.mean(0)) ** 2))
         self.held_out = to_tensors(frames, self.model.device)
+
+    def _weigh_pixels(self, frames: int = 2000) -> None:
+        """Tell the decoder once how much each pixel varies; the weights stay, so that losses stay comparable."""
+        images = self.frames.sample(min(frames, len(self.frames)), self.generator)["images"]
+        self.model.policy.decoder.weigh_pixels(torch.as_tensor(images, device=self.model.device))
 
     def _log_training(self) -> None:
         for name, value in self.auxiliary.mean_terms().items():

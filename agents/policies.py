@@ -67,7 +67,7 @@ class KeypointPolicy(RawObservationPolicy):
         scene: Scene,
         encoder: Keypoint3DConfig | None = None,
         policy_gradient_scale: float = 0.1,
-        learning_rate_scale: float = 3.0,
+        learning_rate_scale: float = 4.0,
         **kwargs: Any,
     ) -> None:
         if not kwargs.get("share_features_extractor", True):

@@ -47,6 +47,7 @@ def estimate(config: TrainConfig, model: BaseAlgorithm, folder: Path) -> Estimat
     env = make_env(config)
     env.reset(seed=0)
     observation, act = _time_step(env)
+    horizon = env.get_wrapper_attr("horizon") or 1000
     env.close()
     with torch.random.fork_rng():
         update = _time_update(config, model, observation)
@@ -54,9 +55,10 @@ def estimate(config: TrainConfig, model: BaseAlgorithm, folder: Path) -> Estimat
     rollouts = config.total_steps / (ppo.envs * ppo.steps)
     updates = rollouts * ppo.epochs * (ppo.envs * ppo.steps // ppo.batch_size)
     if config.encoder.kind == "keypoint3d":
-        extra = auxiliary.warmup_steps + rollouts * auxiliary.steps_per_rollout
+        share = min(1.0, 0.5 * config.total_steps / max(1, auxiliary.warmup_frames))
+        extra = share * auxiliary.warmup_steps + rollouts * auxiliary.steps_per_rollout
         updates += extra * auxiliary.batch_size / ppo.batch_size
-    evaluated = config.log.evaluation_episodes * 50 * config.total_steps / max(1, config.log.evaluate_every)
+    evaluated = config.log.evaluation_episodes * horizon * config.total_steps / max(1, config.log.evaluate_every)
     seconds = (config.total_steps + evaluated) * act + updates * update
     frame = sum(value.nbytes for value in observation.values()) / len(next(iter(observation.values())))
     frames = ppo.envs * ppo.steps + (auxiliary.buffer_frames if config.encoder.kind == "keypoint3d" else 0)

@@ -58,6 +58,18 @@ def softmax2d(logits: Tensor) -> Tensor:
     return logits.flatten(-2).softmax(-1).view_as(logits)
 
 
+def standardise(logits: Tensor, epsilon: float = 1e-2) -> Tensor:
+    """Logits with mean 0 and standard deviation 1 over each map, (..., h, w) -> (..., h, w).
+
+    A response that is rare in the image stands out by many deviations, one that is everywhere by few, so that the
+    softmax of standardised logits is sharp on small things from the first step on.
+
+    :param epsilon: added to the deviation, so that a flat map stays flat.
+    """
+    centred = logits - logits.mean((-2, -1), keepdim=True)
+    return centred / (centred.square().mean((-2, -1), keepdim=True).sqrt() + epsilon)
+
+
 def soft_argmax(heat: Tensor, grid_rows: CellGrid, grid_cols: CellGrid) -> Tensor:
     """The mean position of a heat map.
 

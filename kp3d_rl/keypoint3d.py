@@ -7,9 +7,11 @@ The chain, each step a function of the module named after it::
     views -> heat maps -> (u, v), depth, spread -> 3D points per view -> fused keypoints        (Keypoint3D)
     fused keypoints -> (u, v) in every view -> Gaussian maps -> foreground over background      (KeypointDecoder)
 
-Two choices differ from the original on purpose. Depth is bounded by where each camera sees the workspace box, not by
+These choices differ from the original on purpose. Depth is bounded by where each camera sees the workspace box, not by
 twice a typed mean depth. The decoder draws a foreground layer with an opacity over the known background image, so that
-the background costs no capacity and every difference from it must be explained by keypoints.
+the background costs no capacity and every difference from it must be explained by keypoints. Heat maps are
+standardised, rare sights weigh more, and some views are drawn from their own keypoints (an option each): small things
+such as a target are found late or never without them.
 """
 
 from __future__ import annotations
@@ -22,9 +24,12 @@ from torch import Tensor, nn
 
 from kp3d_rl.cameras import Rig, Workspace
 from kp3d_rl.geometry import fuse
-from kp3d_rl.heatmaps import gaussian_maps, soft_argmax, softmax2d, spread
-from kp3d_rl.losses import LossWeights, multiview_loss, reconstruction_loss, separation_loss
+from kp3d_rl.heatmaps import gaussian_maps, soft_argmax, softmax2d, spread, standardise
+from kp3d_rl.losses import LossWeights, multiview_loss, pixel_weights, reconstruction_loss, separation_loss
 from kp3d_rl.networks import FAST_LAYERS, PAPER_LAYERS, Layer, ViewDecoder, ViewEncoder, grids
+
+FOREGROUND = 0.1
+"""Difference from the background, of a full colour channel, from which on a pixel shows something."""
 
 LAYERS: dict[str, tuple[Layer, ...]] = {"fast": FAST_LAYERS, "paper": PAPER_LAYERS}
 
@@ -40,11 +45,14 @@ class Keypoint3DConfig:
     :param width: filters of the encoder's first layer.
     :param decoder_width: filters of the decoder at the heat maps' resolution.
     :param heat_scale: factor on the heat logits before the softmax (original: 5).
+    :param standardise: bring each heat map's logits to mean 0 and deviation 1 first (original: no).
     :param noise: noise on (u, v) in the unsupervised pass, in units of the heat map's own spread (original: 0.05).
     :param gaussian_width: width of the decoder's Gaussians in heat-map cells at the workspace's centre (original: 1.5).
     :param confidence: weigh cameras in the fusion, and Gaussian heights, by the keypoints' confidence.
     :param background: draw over the background image; off, the decoder has to draw everything.
     :param decoded_views: how many views, drawn anew for each batch, are decoded in training; 0 is all of them.
+    :param weigh_pixels: let an error on what is not background count by the inverse of that pixel's variance over time
+        (original: all the same).
     :param own_view: share of a training batch in which each view is drawn from its own keypoints, not from the fused
         ones. A small object is found in 2D first, long before the views' depths agree well enough to hit it together.
     :param loss: weights of the loss terms.
@@ -56,12 +64,14 @@ class Keypoint3DConfig:
     layers: Literal["fast", "paper"] = "fast"
     width: int = 16
     decoder_width: int = 32
-    heat_scale: float = 5.0
+    heat_scale: float = 3.0
+    standardise: bool = True
     noise: float = 0.05
     gaussian_width: float = 1.5
     confidence: bool = True
     background: bool = True
     decoded_views: int = 1
+    weigh_pixels: bool = True
     own_view: float = 0.5
     loss: LossWeights = field(default_factory=LossWeights)
 
@@ -163,7 +173,7 @@ class Keypoint3D(nn.Module):
             raise ValueError(f"images of shape {tuple(images.shape[1:])} do not fit the rig's {expected}")
         rig = self.rig if camera_poses is None else self.rig.with_poses(camera_poses)
         heat_logits, depth_logits = self._heat_and_depth_logits(to_network_layout(images) * 2.0 - 1.0)
-        heat = softmax2d(heat_logits * self.config.heat_scale)
+        heat = softmax2d(self._scaled(heat_logits))
         near, far = self._depth_range(rig)
         depth = near[..., None] + (far - near)[..., None] * (heat * torch.sigmoid(depth_logits)).sum((-2, -1))
         return self._lift(
@@ -198,6 +208,10 @@ class Keypoint3D(nn.Module):
         per_view = [net(images[number :: self.num_views]) for number, net in enumerate(self.views)]
         return torch.stack([heat for heat, _ in per_view], 1), torch.stack([depth for _, depth in per_view], 1)
 
+    def _scaled(self, heat_logits: Tensor) -> Tensor:
+        """What the softmax over cells is taken of."""
+        return self.config.heat_scale * (standardise(heat_logits) if self.config.standardise else heat_logits)
+
     def _depth_range(self, rig: Rig) -> tuple[Tensor, Tensor]:
         """(..., V) nearest and farthest depth: the box's, widened by a tenth so that the sigmoid reaches its faces."""
         near, far = self.workspace.depth_range(rig)
@@ -228,21 +242,42 @@ class KeypointDecoder(nn.Module):
         self.rows, self.columns = encoder.rows, encoder.columns
         self.height, self.width, self.num_views = encoder.height, encoder.width, encoder.num_views
         networks = 1 if config.view_weights == "shared" else encoder.num_views
-        drawn_alone = background is None or not config.background
+        self.has_background = background is not None and config.background
         self.views = nn.ModuleList(
             ViewDecoder(
                 config.keypoints,
                 config.decoder_width,
                 LAYERS[config.layers],
-                background_logit=2.0 if drawn_alone else -2.0,
+                background_logit=-2.0 if self.has_background else 2.0,
             )
             for _ in range(networks)
         )
         shape = (encoder.num_views, 3, encoder.height, encoder.width)
-        pixels = torch.full(shape, 0.5) if drawn_alone else background.permute(0, 3, 1, 2).float() / 255.0
+        pixels = background.permute(0, 3, 1, 2).float() / 255.0 if self.has_background else torch.full(shape, 0.5)
         if tuple(pixels.shape) != shape:
             raise ValueError(f"background of shape {tuple(background.shape)} does not fit {shape} (V, 3, H, W)")
         self.register_buffer("background", pixels.contiguous())
+        self.register_buffer("pixel_weights", torch.ones(shape[0], *shape[2:]))
+
+    def weigh_pixels(self, images: Tensor) -> None:
+        """Let rare sights count more, if the configuration says so and there is a background to tell them from.
+
+        :param images: (N, V, H, W, 3) uint8 frames of many instants.
+        """
+        if self.config.weigh_pixels and self.has_background:
+            self.pixel_weights.copy_(pixel_weights(images))
+
+    def error_weights(self, images: Tensor, views: Tensor) -> Tensor:
+        """What the error of each pixel counts for: more where something rare is seen, 1 where the background is.
+
+        Weighing the background too would punish a first, blurred drawing of a rare thing more than leaving it out.
+
+        :param images: (B, n, 3, H, W) in [0, 1].
+        :param views: (n,) which views they are.
+        :return: (B, n, H, W).
+        """
+        seen = (images - self.background[views]).abs().amax(2) > FOREGROUND
+        return torch.where(seen, self.pixel_weights[views], 1.0)
 
     def forward(
         self,
@@ -322,7 +357,8 @@ def auxiliary_terms(
     views = _views_to_decode(config.decoded_views, encoder.num_views, images.device)
     target = images[:, views].permute(0, 1, 4, 2, 3).float() / 255.0
     own = torch.rand(len(images), device=images.device) < config.own_view
-    terms = {"reconstruction": reconstruction_loss(decoder(noisy, encoder, views, camera_poses, own), target)}
+    drawn = decoder(noisy, encoder, views, camera_poses, own)
+    terms = {"reconstruction": reconstruction_loss(drawn, target, decoder.error_weights(target, views))}
     if config.dimensions == "3d":
         points = workspace.normalise(noisy.view_points)
         terms["multiview"] = multiview_loss(points)

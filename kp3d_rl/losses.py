@@ -25,7 +25,7 @@ class LossWeights:
 
     reconstruction: float = 50.0
     multiview: float = 5.0
-    separation: float = 0.0025
+    separation: float = 0.2
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -34,14 +34,35 @@ class LossWeights:
                 raise ValueError(f"loss weight '{field.name}' must be a number of at least 0, got {value}")
 
 
-def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
+def reconstruction_loss(reconstruction: Tensor, images: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean squared error of decoded views.
 
     :param reconstruction: (..., 3, H, W) in [0, 1].
     :param images: the true views, same shape and range.
+    :param weights: (..., H, W) what each pixel counts for (:func:`pixel_weights`); None: all the same.
     :return: scalar.
     """
-    return torch.mean((reconstruction - images) ** 2)
+    squared = (reconstruction - images) ** 2
+    return torch.mean(squared if weights is None else squared * weights.unsqueeze(-3))
+
+
+def pixel_weights(images: Tensor, floor: float = 0.3) -> Tensor:
+    """Weights that let a small thing count beside a big one: the inverse of each pixel's variance over time.
+
+    Where an arm comes and goes, errors are frequent and cheap; where now and then a ball is seen, they are rare and
+    dear. This is the Gaussian likelihood of the views with one variance per pixel, scaled to keep the mean image's
+    loss, and never below 1.
+
+    :param images: (N, V, H, W, 3) uint8 frames of different instants.
+    :param floor: added to every variance, in units of the mean one, so that still pixels do not count without bound.
+    :return: (V, H, W), at least 1.
+    """
+    variance = (images.float() / 255.0).var(0, unbiased=False).mean(-1)
+    mean = variance.mean()
+    if mean <= 0:
+        return torch.ones_like(variance)
+    weights = 1.0 / (variance + floor * mean)
+    return (weights * mean / (weights * variance).mean()).clamp(min=1.0)
 
 
 def multiview_loss(points: Tensor) -> Tensor:

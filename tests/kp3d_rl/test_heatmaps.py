@@ -13,6 +13,7 @@ from kp3d_rl.heatmaps import (
     soft_argmax,
     softmax2d,
     spread,
+    standardise,
 )
 
 STACKS = {
@@ -200,3 +201,20 @@ def test_float32_agrees_with_float64_and_keeps_its_dtype():
         single = function(heat.float())
         assert single.dtype == torch.float32
         torch.testing.assert_close(single.double(), function(heat), atol=1e-4, rtol=1e-5)
+
+
+def test_standardised_maps_have_mean_zero_and_deviation_one_and_flat_maps_stay_flat():
+    logits = torch.randn(4, 3, 6, 7, dtype=torch.float64) * torch.tensor([0.5, 5.0, 50.0])[:, None, None] + 3.0
+    made = standardise(logits, epsilon=0.0)
+    assert torch.allclose(made.mean((-2, -1)), torch.zeros(4, 3, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(made.std((-2, -1), unbiased=False), torch.ones(4, 3, dtype=torch.float64))
+    assert torch.allclose(standardise(logits * 9.0 + 1.0, epsilon=0.0), made)
+    assert torch.equal(standardise(torch.full((1, 4, 4), 2.0)), torch.zeros(1, 4, 4))
+
+
+def test_standardising_is_sharper_on_a_rare_response_than_on_a_common_one():
+    rare, common = torch.zeros(8, 8), torch.zeros(8, 8)
+    rare[2, 3] = 1.0
+    common[:4] = 1.0
+    assert softmax2d(3.0 * standardise(rare))[2, 3] > 0.99
+    assert softmax2d(3.0 * standardise(common)).max() < 0.05

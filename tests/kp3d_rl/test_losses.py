@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from kp3d_rl.losses import LossWeights, multiview_loss, reconstruction_loss, separation_loss, weighted_sum
+from kp3d_rl.losses import (
+    LossWeights,
+    multiview_loss,
+    pixel_weights,
+    reconstruction_loss,
+    separation_loss,
+    weighted_sum,
+)
 
 
 def test_reconstruction_is_the_mean_squared_error() -> None:
     a, b = torch.rand(2, 3, 4, 5, 6), torch.rand(2, 3, 4, 5, 6)
     assert torch.allclose(reconstruction_loss(a, b), torch.nn.functional.mse_loss(a, b))
+
+
+def test_weighted_reconstruction_counts_each_pixel_by_its_weight() -> None:
+    a, b, weights = torch.rand(2, 3, 3, 4, 5), torch.rand(2, 3, 3, 4, 5), torch.rand(3, 4, 5)
+    total = 0.0
+    for frame in range(2):
+        for view in range(3):
+            for channel in range(3):
+                total += float((weights[view] * (a[frame, view, channel] - b[frame, view, channel]) ** 2).sum())
+    assert float(reconstruction_loss(a, b, weights)) == pytest.approx(total / a.numel(), rel=1e-5)
+
+
+def test_pixel_weights_are_inverse_variances_scaled_to_the_mean_images_loss_and_at_least_one() -> None:
+    images = torch.randint(0, 256, (50, 2, 6, 6, 3), dtype=torch.uint8)
+    images[:, :, 0] = 7  # still
+    images[:, :, 1:4] = images[:, :, 1:4] // 4  # moves little
+    weights = pixel_weights(images)
+    pixels = images.double().numpy() / 255.0
+    variance = pixels.var(axis=0).mean(-1)
+    expected = 1.0 / (variance + 0.3 * variance.mean())
+    expected *= variance.mean() / (expected * variance).mean()
+    assert np.allclose(weights.numpy(), np.maximum(expected, 1.0), rtol=1e-4)
+    assert expected.min() < 1.0 < expected.max()
+    assert torch.equal(pixel_weights(images[:1].expand_as(images)), torch.ones(2, 6, 6))  # nothing moves
 
 
 def test_multiview_is_the_mean_over_ordered_pairs_of_cameras() -> None:
