@@ -69,6 +69,7 @@ class AuxiliaryCallback(BaseCallback):
     :param config: schedule, amounts and clips.
     :param held_out: frames of the warm-up (or the first rollout) kept apart, on which quality is logged.
     :param should_stop: asked between unsupervised steps, which may take minutes.
+    :param on_warmup_step: told after each step of the warm-up how many of how many are done.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class AuxiliaryCallback(BaseCallback):
         config: AuxiliaryConfig | None = None,
         held_out: int = 128,
         should_stop: Callable[[], bool] = lambda: False,
+        on_warmup_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         super().__init__()
-        self.should_stop = should_stop
+        self.should_stop, self.on_warmup_step = should_stop, on_warmup_step
         self.config = config or AuxiliaryConfig()
         self.held_out_frames = held_out
         self.held_out: dict[str, torch.Tensor] | None = None
@@ -98,7 +100,7 @@ class AuxiliaryCallback(BaseCallback):
             # A short run keeps half of its steps for the policy; its warm-up shrinks as a whole.
             share = min(1.0, 0.5 * self.model._total_timesteps / self.config.warmup_frames)
             self._collect_random_frames(math.ceil(share * self.config.warmup_frames))
-            self.train_unsupervised(math.ceil(share * self.config.warmup_steps))
+            self.train_unsupervised(math.ceil(share * self.config.warmup_steps), self.on_warmup_step)
 
     def _on_rollout_start(self) -> None:
         self.auxiliary.is_open = False
@@ -129,20 +131,22 @@ class AuxiliaryCallback(BaseCallback):
 
     # -- unsupervised steps ------------------------------------------------------------------------------------------
 
-    def train_unsupervised(self, steps: int) -> None:
+    def train_unsupervised(self, steps: int, on_step: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Train encoder and decoder alone on frames of the buffer.
 
         :param steps: gradient steps; the policy's parameters get no gradient, so the optimiser leaves them as they are.
+        :param on_step: told after each step how many of how many are done.
         """
         policy, optimizer = self.model.policy, self.model.policy.optimizer
         policy.set_training_mode(True)
-        for _ in range(steps):
+        for step in range(steps):
             if self.should_stop():
                 break
             optimizer.zero_grad(set_to_none=True)
             batch = to_tensors(self.frames.sample(self.config.batch_size, self.generator), self.model.device)
             self.auxiliary.loss(self.extractor.terms(batch)).backward()
             optimizer.step()
+            on_step(step + 1, steps)
         optimizer.zero_grad(set_to_none=True)
         policy.set_training_mode(False)
 

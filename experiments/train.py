@@ -26,6 +26,7 @@ from experiments.recording import (
     ProgressCallback,
     StopCallback,
     StopRequest,
+    WarmupProgress,
     metrics_logger,
     save_checkpoint,
 )
@@ -90,7 +91,9 @@ def callbacks(run: Run, evaluator: Evaluator, stop: StopRequest) -> list[BaseCal
     """What happens beside learning; the auxiliary loss comes first, so that the rest sees its numbers."""
     config, log = run.config, run.config.log
     if config.encoder.kind == "keypoint3d":
-        gradients: BaseCallback = AuxiliaryCallback(config.auxiliary, should_stop=lambda: bool(stop))
+        gradients: BaseCallback = AuxiliaryCallback(
+            config.auxiliary, should_stop=lambda: bool(stop), on_warmup_step=WarmupProgress()
+        )
     else:
         gradients = ClippingCallback(config.auxiliary.clip)
     return [
