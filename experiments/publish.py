@@ -1,0 +1,102 @@
+"""Put a run's evidence into ``docs/``: ``python -m experiments.publish --run PATH --name reach``.
+
+Writes ``docs/<name>.json``, the numbers with command, seed, commit and machine, and ``docs/<name>.png``, the run's last
+picture. The README quotes the JSON and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.errors import UserError
+from experiments.cli import parse, run_main
+from experiments.runs import Run
+
+SERIES = {
+    "step": "time/total_timesteps",
+    "reconstruction_ratio": "keypoints/reconstruction_ratio",
+    "view_disagreement_cm": "keypoints/view_disagreement_cm",
+    "evaluated_success_at_end": "evaluation/success_at_end",
+}
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """Which run, and under which name.
+
+    :param run: run folder; it must have been evaluated with ``--ablate``.
+    :param name: of the files in ``docs``.
+    :param command: what was typed to train it.
+    :param docs: folder to write to.
+    """
+
+    run: str
+    name: str
+    command: str
+    docs: Path = Path("docs")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the run, write the record, copy the picture."""
+    config = parse(PublishConfig, argv)
+    run = Run.open(config.run)
+    record = {"command": config.command, "seed": run.config.seed} | origin() | evaluation(run) | curves(run)
+    config.docs.mkdir(exist_ok=True)
+    (config.docs / f"{config.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    pictures = sorted((run.path / "pictures").glob("*.png"))
+    if pictures:
+        shutil.copyfile(pictures[-1], config.docs / f"{config.name}.png")
+    print(f"written to {config.docs / config.name}.json")
+
+
+def origin() -> dict[str, Any]:
+    """The commit and the machine that the numbers come from."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    model = "unknown processor"
+    if Path("/proc/cpuinfo").exists():
+        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    machine = f"{os.cpu_count()} cores, {model}, {platform.system()}"
+    return {"commit": done.stdout.strip() or "unknown", "machine": machine}
+
+
+def evaluation(run: Run) -> dict[str, Any]:
+    """Success with intervals, as trained and blacked out.
+
+    :raises UserError: if the run has not been evaluated in both conditions.
+    """
+    path = run.path / "eval.json"
+    found = json.loads(path.read_text())["results"] if path.is_file() else {}
+    if not {"as trained", "blacked out"} <= found.keys():
+        raise UserError(f"{run.path} has no complete eval.json: run `make evaluate RUN={run.path} ARGS=--ablate` first")
+    as_trained, black = found["as trained"]["summary"], found["blacked out"]["summary"]
+    return {
+        "success_at_end": as_trained["success_at_end"],
+        "success_once": as_trained["success_once"],
+        "return": as_trained["return"],
+        "blacked_out": black["success_at_end"],
+    }
+
+
+def curves(run: Run) -> dict[str, Any]:
+    """What was logged over time, rounded, empty cells left out; ``minutes`` is the wall time of training."""
+    with open(run.path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    series = {
+        name: [round(float(row[column]), 4) for row in rows if row.get(column)] for name, column in SERIES.items()
+    }
+    elapsed = [float(row["time/time_elapsed"]) for row in rows if row.get("time/time_elapsed")]
+    return series | {"minutes": round(max(elapsed, default=0.0) / 60, 1)}
+
+
+if __name__ == "__main__":
+    run_main(main)
