@@ -39,7 +39,7 @@ class AuxiliaryConfig:
     joint: bool = True
     warmup_frames: int = 4000
     warmup_steps: int = 1500
-    steps_per_rollout: int = 0
+    steps_per_rollout: int = 24
     batch_size: int = 64
     buffer_frames: int = 10_000
     final_scale: float = 1.0
@@ -100,6 +100,8 @@ class AuxiliaryCallback(BaseCallback):
             # A short run keeps half of its steps for the policy; its warm-up shrinks as a whole.
             share = min(1.0, 0.5 * self.model._total_timesteps / self.config.warmup_frames)
             self._collect_random_frames(math.ceil(share * self.config.warmup_frames))
+            self._log_quality()
+            self.logger.dump(self.model.num_timesteps)  # what the untrained encoder makes of the same frames
             self.train_unsupervised(math.ceil(share * self.config.warmup_steps), self.on_warmup_step)
 
     def _on_rollout_start(self) -> None:

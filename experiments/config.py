@@ -49,8 +49,8 @@ class PPOConfig:
 
     envs: int = 8
     steps: int = 128
-    batch_size: int = 128
-    epochs: int = 5
+    batch_size: int = 64
+    epochs: int = 3
     learning_rate: float = 3e-4
     final_learning_rate: float = 0.1
     gamma: float = 0.97
@@ -126,7 +126,7 @@ class TrainConfig:
     cameras: str | None = None
     image_size: int = 64
     renderer: Literal["auto", "gl", "warp"] = "auto"
-    total_steps: int = 120_000
+    total_steps: int = 80_000
     threads: int = 0
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)

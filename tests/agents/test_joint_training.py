@@ -25,7 +25,7 @@ from kp3d_rl.losses import LossWeights
 from tests.dotworld import DotEnv, dot_scene
 
 SMALL = Keypoint3DConfig(keypoints=4, width=4, decoder_width=8)
-QUIET = AuxiliaryConfig(warmup_frames=0, warmup_steps=0)
+QUIET = AuxiliaryConfig(warmup_frames=0, warmup_steps=0, steps_per_rollout=0)
 EPOCHS, MINIBATCHES = 2, 2
 
 
@@ -157,6 +157,21 @@ def test_warmup_and_extra_steps_train_keypoints_and_leave_the_policy() -> None:
     config = AuxiliaryConfig(warmup_frames=32, warmup_steps=3, steps_per_rollout=2, batch_size=4, joint=False)
     model.learn(64, callback=AfterWarmup(config, held_out=8))
     assert model.policy.auxiliary.calls == 3 + 2 * 2  # two rollouts of 16 after 32 warm-up frames
+
+
+def test_quality_is_logged_before_the_first_training_step() -> None:
+    model, dumped = make_model(), []
+
+    class Dumps(Logger):
+        def dump(self, step: int = 0) -> None:
+            dumped.append((step, dict(self.name_to_value), model.policy.auxiliary.calls))
+            super().dump(step)
+
+    model.set_logger(Dumps(None, []))
+    config = AuxiliaryConfig(warmup_frames=16, warmup_steps=2, batch_size=4)
+    model.learn(32, callback=AuxiliaryCallback(config, held_out=4))
+    step, logged, calls = dumped[0]
+    assert step == 16 and calls == 0 and logged["keypoints/view_disagreement_cm"] > 0
 
 
 def test_no_unsupervised_step_between_a_rollout_and_its_update() -> None:
