@@ -13,14 +13,8 @@ from torch import Tensor, nn
 
 from agents.scene import Scene
 from agents.seam import AuxiliaryLoss, scale_gradient
-from kp3d_rl.keypoint3d import (
-    Keypoint3D,
-    Keypoint3DConfig,
-    KeypointDecoder,
-    Keypoints,
-    auxiliary_terms,
-    to_network_layout,
-)
+from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig, Keypoints, to_network_layout
+from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms
 
 Observation = dict[str, Tensor]
 

@@ -19,8 +19,9 @@ from agents.optimizers import ScaledAdam
 from agents.scene import Scene
 from agents.seam import AuxiliaryLoss
 from envs.errors import UserError
-from kp3d_rl.keypoint3d import Keypoint3DConfig, KeypointDecoder
+from kp3d_rl.keypoint3d import Keypoint3DConfig
 from kp3d_rl.losses import weighted_sum
+from kp3d_rl.reconstruction import KeypointDecoder
 
 Schedule = Callable[[float], float]
 

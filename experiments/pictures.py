@@ -13,7 +13,8 @@ from torch import Tensor
 from agents.extractors import KeypointExtractor
 from experiments.runs import Run
 from kp3d_rl.drawing import draw_keypoints, sheet
-from kp3d_rl.keypoint3d import Keypoint3D, KeypointDecoder, Keypoints
+from kp3d_rl.keypoint3d import Keypoint3D, Keypoints
+from kp3d_rl.reconstruction import KeypointDecoder
 
 PIXELS = 256
 """Height of a view in the pictures."""

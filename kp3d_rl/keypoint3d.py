@@ -5,7 +5,7 @@ Source: Chen, Abbeel, Pathak, "Unsupervised Learning of Visual 3D Keypoints for 
 The chain, each step a function of the module named after it::
 
     views -> heat maps -> (u, v), depth, spread -> 3D points per view -> fused keypoints        (Keypoint3D)
-    fused keypoints -> (u, v) in every view -> Gaussian maps -> foreground over background      (KeypointDecoder)
+    fused keypoints -> (u, v) in every view -> Gaussian maps -> foreground over background      (reconstruction.py)
 
 These choices differ from the original on purpose. Depth is bounded by where each camera sees the workspace box, not by
 twice a typed mean depth. The decoder draws a foreground layer with an opacity over the known background image, so that
@@ -24,14 +24,9 @@ from torch import Tensor, nn
 
 from kp3d_rl.cameras import Rig, Workspace
 from kp3d_rl.geometry import fuse
-from kp3d_rl.heatmaps import gaussian_maps, soft_argmax, softmax2d, spread, standardise
-from kp3d_rl.losses import LossWeights, multiview_loss, pixel_weights, reconstruction_loss, separation_loss
-from kp3d_rl.networks import FAST_LAYERS, PAPER_LAYERS, Layer, ViewDecoder, ViewEncoder, grids
-
-FOREGROUND = 0.1
-"""Difference from the background, of a full colour channel, from which on a pixel shows something."""
-
-LAYERS: dict[str, tuple[Layer, ...]] = {"fast": FAST_LAYERS, "paper": PAPER_LAYERS}
+from kp3d_rl.heatmaps import soft_argmax, softmax2d, spread, standardise
+from kp3d_rl.losses import LossWeights
+from kp3d_rl.networks import LAYERS, ViewEncoder, grids
 
 
 @dataclass(frozen=True)
@@ -227,150 +222,3 @@ class Keypoint3D(nn.Module):
         """Unproject each view's keypoints and fuse them, weighted by confidence."""
         view_points = rig.unproject(uv, depth)
         return Keypoints(uv, depth, spread, confidence, view_points, fuse(view_points, confidence))
-
-
-class KeypointDecoder(nn.Module):
-    """Reconstructs views from keypoints alone: the bottleneck that makes them mean something.
-
-    :param encoder: the encoder whose rig and grids are used; not owned (its weights are not part of this module).
-    :param background: (V, H, W, 3) uint8 render of the scene without anything that moves, or None.
-    """
-
-    def __init__(self, encoder: Keypoint3D, background: Tensor | None) -> None:
-        super().__init__()
-        self.config = config = encoder.config
-        self.rows, self.columns = encoder.rows, encoder.columns
-        self.height, self.width, self.num_views = encoder.height, encoder.width, encoder.num_views
-        networks = 1 if config.view_weights == "shared" else encoder.num_views
-        self.has_background = background is not None and config.background
-        self.views = nn.ModuleList(
-            ViewDecoder(
-                config.keypoints,
-                config.decoder_width,
-                LAYERS[config.layers],
-                background_logit=-2.0 if self.has_background else 2.0,
-            )
-            for _ in range(networks)
-        )
-        shape = (encoder.num_views, 3, encoder.height, encoder.width)
-        pixels = background.permute(0, 3, 1, 2).float() / 255.0 if self.has_background else torch.full(shape, 0.5)
-        if tuple(pixels.shape) != shape:
-            raise ValueError(f"background of shape {tuple(background.shape)} does not fit {shape} (V, 3, H, W)")
-        self.register_buffer("background", pixels.contiguous())
-        self.register_buffer("pixel_weights", torch.ones(shape[0], *shape[2:]))
-
-    def weigh_pixels(self, images: Tensor) -> None:
-        """Let rare sights count more, if the configuration says so and there is a background to tell them from.
-
-        :param images: (N, V, H, W, 3) uint8 frames of many instants.
-        """
-        if self.config.weigh_pixels and self.has_background:
-            self.pixel_weights.copy_(pixel_weights(images))
-
-    def error_weights(self, images: Tensor, views: Tensor) -> Tensor:
-        """What the error of each pixel counts for: more where something rare is seen, 1 where the background is.
-
-        Weighing the background too would punish a first, blurred drawing of a rare thing more than leaving it out.
-
-        :param images: (B, n, 3, H, W) in [0, 1].
-        :param views: (n,) which views they are.
-        :return: (B, n, H, W).
-        """
-        seen = (images - self.background[views]).abs().amax(2) > FOREGROUND
-        return torch.where(seen, self.pixel_weights[views], 1.0)
-
-    def forward(
-        self,
-        keypoints: Keypoints,
-        encoder: Keypoint3D,
-        views: Tensor,
-        camera_poses: Tensor | None = None,
-        own: Tensor | None = None,
-    ) -> Tensor:
-        """Reconstruct some of the views.
-
-        :param keypoints: of a batch B.
-        :param encoder: gives the cameras.
-        :param views: (n,) indices of the views to draw.
-        :param camera_poses: (B, V, 4, 4) where cameras move.
-        :param own: (B,) bool, where each view is drawn from its own keypoints instead of the fused ones.
-        :return: (B, n, 3, H, W) in [0, 1].
-        """
-        maps = self.gaussian_maps(keypoints, encoder, views, camera_poses, own)
-        if len(self.views) == 1:
-            colour, opacity = self.views[0](maps.flatten(0, 1), (self.height, self.width))
-            colour, opacity = (layer.unflatten(0, (-1, len(views))) for layer in (colour, opacity))
-        else:
-            drawn = [self.views[view](maps[:, n], (self.height, self.width)) for n, view in enumerate(views.tolist())]
-            colour, opacity = (torch.stack(layers, 1) for layers in zip(*drawn, strict=True))
-        return opacity * colour + (1.0 - opacity) * self.background[views]
-
-    def gaussian_maps(
-        self,
-        keypoints: Keypoints,
-        encoder: Keypoint3D,
-        views: Tensor,
-        camera_poses: Tensor | None = None,
-        own: Tensor | None = None,
-    ) -> Tensor:
-        """One Gaussian per keypoint and view: width goes with 1/depth, height with confidence.
-
-        :return: (B, n, K, h, w).
-        """
-        config = self.config
-        rig = encoder.rig if camera_poses is None else encoder.rig.with_poses(camera_poses)
-        rig = rig.select(views)
-        sigma = torch.full_like(keypoints.depth[:, views], config.gaussian_width * self.rows.stride)
-        if config.dimensions == "3d":
-            points = keypoints.points[:, None].expand(-1, len(views), -1, -1)
-            if own is not None:
-                points = torch.where(own[:, None, None, None], keypoints.view_points[:, views], points)
-            uv, depth = rig.project_each(points)
-            _, reference = rig.project(encoder.workspace.centre[None, :])
-            # Points behind or inside a camera keep a finite width; the projection itself is never clamped.
-            sigma = sigma * reference / torch.maximum(depth, 0.1 * reference)
-        else:
-            uv = keypoints.uv[:, views]
-        confidence = keypoints.confidence[:, views]
-        height = confidence * config.keypoints / 2 if config.confidence else torch.ones_like(confidence)
-        return gaussian_maps(uv, sigma, height, self.rows, self.columns)
-
-
-def auxiliary_terms(
-    encoder: Keypoint3D,
-    decoder: KeypointDecoder,
-    keypoints: Keypoints,
-    images: Tensor,
-    camera_poses: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """The unsupervised losses of a batch under their names, unweighted.
-
-    :param encoder: the encoder that made ``keypoints``.
-    :param decoder: reconstructs the views.
-    :param keypoints: noise-free keypoints of the batch; the spread-sized noise is added here.
-    :param images: (B, V, H, W, 3) uint8 the batch itself.
-    :param camera_poses: (B, V, 4, 4) where cameras move.
-    :return: ``reconstruction`` and ``separation``, and in three dimensions ``multiview``.
-    """
-    config, workspace = encoder.config, encoder.workspace
-    noisy = encoder.with_noise(keypoints, camera_poses)
-    views = _views_to_decode(config.decoded_views, encoder.num_views, images.device)
-    target = images[:, views].permute(0, 1, 4, 2, 3).float() / 255.0
-    own = torch.rand(len(images), device=images.device) < config.own_view
-    drawn = decoder(noisy, encoder, views, camera_poses, own)
-    terms = {"reconstruction": reconstruction_loss(drawn, target, decoder.error_weights(target, views))}
-    if config.dimensions == "3d":
-        points = workspace.normalise(noisy.view_points)
-        terms["multiview"] = multiview_loss(points)
-        terms["separation"] = separation_loss(points.mean(-3))
-    else:
-        size = noisy.uv.new_tensor([encoder.width / 2, encoder.height / 2])
-        terms["separation"] = separation_loss(noisy.uv / size)
-    return terms
-
-
-def _views_to_decode(count: int, views: int, device: torch.device) -> Tensor:
-    """Indices of the views to reconstruct: all, or ``count`` drawn anew."""
-    if count == 0 or count >= views:
-        return torch.arange(views, device=device)
-    return torch.randperm(views)[:count].sort().values.to(device)

@@ -18,6 +18,8 @@ FAST_LAYERS: tuple[Layer, ...] = ((4, 2, 1), (4, 2, 1), (3, 1, 1))
 PAPER_LAYERS: tuple[Layer, ...] = ((4, 2, 0), (3, 2, 0), (4, 2, 0))
 """The original's: 108 -> 53 -> 26 -> 12, stride 8, no padding."""
 
+LAYERS: dict[str, tuple[Layer, ...]] = {"fast": FAST_LAYERS, "paper": PAPER_LAYERS}
+
 
 def output_size(layers: Sequence[Layer], size: int) -> int:
     """Cells per side that a stack of convolutions makes of ``size`` pixels.

@@ -128,15 +128,15 @@ def test_a_second_signal_interrupts_at_once() -> None:
 def test_nan_stops_training_and_names_step_term_and_checkpoint(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kp3d_rl import keypoint3d
+    from kp3d_rl import reconstruction
 
-    true_loss, calls = keypoint3d.multiview_loss, []
+    true_loss, calls = reconstruction.multiview_loss, []
 
     def poisoned(points):
         calls.append(1)
         return true_loss(points) * (float("nan") if len(calls) > 7 else 1.0)
 
-    monkeypatch.setattr(keypoint3d, "multiview_loss", poisoned)
+    monkeypatch.setattr(reconstruction, "multiview_loss", poisoned)
     with pytest.raises(UserError) as error:
         run_in(workplace, train.main, ["--run", "nan", *TINY, "--log.checkpoint-every", "64"])
     message = str(error.value)

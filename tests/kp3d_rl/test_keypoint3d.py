@@ -9,16 +9,11 @@ import pytest
 import torch
 
 from kp3d_rl.cameras import Rig
-from kp3d_rl.keypoint3d import (
-    Keypoint3D,
-    Keypoint3DConfig,
-    KeypointDecoder,
-    auxiliary_terms,
-    to_network_layout,
-)
+from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig, to_network_layout
 from kp3d_rl.losses import LossWeights, weighted_sum
 from kp3d_rl.metrics import constant_probe, ridge_probe
 from kp3d_rl.networks import PAPER_LAYERS, ViewDecoder, ViewEncoder, grids, output_size
+from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms
 from tests.dotworld import dot_frames, dot_scene
 
 SMALL = Keypoint3DConfig(keypoints=4, width=4, decoder_width=8)
@@ -262,7 +257,7 @@ def test_noise_is_a_share_of_the_spread_and_the_policys_pass_has_none() -> None:
 
 
 def test_decoded_views_draws_that_many_views_anew() -> None:
-    from kp3d_rl.keypoint3d import _views_to_decode
+    from kp3d_rl.reconstruction import _views_to_decode
 
     drawn = {tuple(_views_to_decode(2, 3, torch.device("cpu")).tolist()) for _ in range(50)}
     assert drawn == {(0, 1), (0, 2), (1, 2)}
