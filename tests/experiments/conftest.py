@@ -13,7 +13,8 @@ from experiments.runs import Run
 TINY = (
     "--total-steps 160 --image-size 32 --ppo.envs 2 --ppo.steps 32 --ppo.batch-size 32 --ppo.epochs 1 --ppo.hidden 16 "
     "--encoder.keypoints 4 --encoder.width 4 --encoder.decoder-width 8 --auxiliary.warmup-frames 32 "
-    "--auxiliary.warmup-steps 2 --auxiliary.steps-per-rollout 0 --log.evaluation-episodes 2 --log.evaluate-every 100 --log.checkpoint-every 100 "
+    "--auxiliary.warmup-steps 2 --auxiliary.steps-per-rollout 0 "
+    "--log.evaluation-episodes 2 --log.evaluate-every 100 --log.checkpoint-every 100 "
     "--log.picture-every 100 --log.wandb off --threads 1"
 ).split()
 

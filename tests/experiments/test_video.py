@@ -20,7 +20,8 @@ from kp3d_rl.drawing import caption, palette
 
 TINY = """--env reach-multiview --total-steps 32 --threads 1
     --ppo.envs 1 --ppo.steps 16 --ppo.batch-size 16 --ppo.epochs 1
-    --auxiliary.warmup-frames 16 --auxiliary.warmup-steps 1 --auxiliary.steps-per-rollout 0 --encoder.keypoints 4 --image-size 40 --log.wandb off
+    --auxiliary.warmup-frames 16 --auxiliary.warmup-steps 1 --auxiliary.steps-per-rollout 0
+    --encoder.keypoints 4 --image-size 40 --log.wandb off
     --log.evaluate-every 0 --log.evaluation-episodes 1 --log.picture-every 0""".split()
 KINDS = {
     "flat": ["--encoder.dimensions", "2d"],
