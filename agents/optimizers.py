@@ -21,7 +21,17 @@ class ScaledAdam(torch.optim.Adam):
         try:
             for group in self.param_groups:
                 group["lr"] = group["lr"] * group.get("lr_scale", 1.0)
-            return super().step(closure)
+            return _bare_adam_step()(self, closure)
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
+
+
+def _bare_adam_step() -> Callable[..., Any]:
+    """Adam's step without the hooks, which this class's own step has run already.
+
+    When the first plain Adam of a process is made, torch wraps ``Adam.step`` itself in the hooks: called from here, it
+    would run every hook a second time, on gradients that are clipped already.
+    """
+    step = torch.optim.Adam.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step

@@ -34,6 +34,24 @@ def test_a_scaled_group_moves_as_plain_adam_at_the_scaled_rate() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("plain_adam_exists", [False, True])
+def test_every_hook_runs_once_per_step(plain_adam_exists: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SB3 makes a plain Adam before ours, upon which torch puts the hooks into Adam's own step as well."""
+    if plain_adam_exists:
+        torch.optim.Adam([torch.nn.Parameter(torch.ones(1))])
+        assert torch.optim.Adam.step.hooked
+    elif getattr(torch.optim.Adam.step, "hooked", False):
+        monkeypatch.setattr(torch.optim.Adam, "step", torch.optim.Adam.step.__wrapped__)
+    parameter, calls = torch.nn.Parameter(torch.ones(2)), []
+    optimizer = ScaledAdam([{"params": [parameter], "lr_scale": 2.0}], lr=0.01)
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    assert calls == ["before", "after"]
+    assert parameter.tolist() == pytest.approx([0.98, 0.98], abs=1e-6)
+
+
 def test_the_scale_survives_sb3s_schedule() -> None:
     """SB3 sets every group's rate in each update; the encoder still takes steps of its own size."""
     env = DummyVecEnv([DotEnv])
