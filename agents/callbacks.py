@@ -67,7 +67,8 @@ class AuxiliaryCallback(BaseCallback):
     encoder that made them. They use the policy's own optimiser, so every encoder weight has one Adam state.
 
     :param config: schedule, amounts and clips.
-    :param held_out: frames of the warm-up (or the first rollout) kept apart, on which quality is logged.
+    :param held_out: frames on which quality is logged: of the warm-up, at most a quarter of it and never trained on;
+        without a warm-up the newest of the first rollout, which are trained on like all others.
     :param should_stop: asked between unsupervised steps, which may take minutes.
     :param on_warmup_step: told after each step of the warm-up how many of how many are done.
     """
@@ -153,18 +154,22 @@ class AuxiliaryCallback(BaseCallback):
         policy.set_training_mode(False)
 
     def _collect_random_frames(self, count: int) -> None:
-        """Step the training environments with random actions, each held for some steps so that they get somewhere."""
+        """Step the training environments with random actions, each held for some steps so that they get somewhere.
+
+        The last of these frames, at most a quarter, are held out: the unsupervised steps never see them.
+        """
         env, held = self.training_env, None
-        for step in range(math.ceil(count / env.num_envs)):
+        steps = max(2, math.ceil(count / env.num_envs))
+        steps_apart = max(1, min(math.ceil(self.held_out_frames / env.num_envs), steps // 4))
+        apart = FrameBuffer(steps_apart * env.num_envs, self.frames.keys)
+        for step in range(steps):
             if held is None or step % 8 == 0:
                 held = np.stack([self.model.action_space.sample() for _ in range(env.num_envs)])
             observations, _, _, _ = env.step(held)
-            self.frames.add(observations)
+            (self.frames if step < steps - steps_apart else apart).add(observations)
             self.model.num_timesteps += env.num_envs
-        self._hold_out(self.frames.last(self.held_out_frames))
+        self._hold_out(apart.last(self.held_out_frames))
         self._weigh_pixels()
-        # The held-out frames are the newest: forget them, the ring goes on in their place.
-        self.frames.added = max(1, self.frames.added - self.held_out_frames)
         self.model._last_obs = env.reset()
 
     # -- checks and logs ---------------------------------------------------------------------------------------------

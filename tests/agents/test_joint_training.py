@@ -174,6 +174,23 @@ def test_quality_is_logged_before_the_first_training_step() -> None:
     assert step == 16 and calls == 0 and logged["keypoints/view_disagreement_cm"] > 0
 
 
+@pytest.mark.parametrize(("warmup_frames", "buffer_frames"), [(32, 1000), (100, 10)])
+def test_held_out_frames_are_few_and_never_trained_on(warmup_frames: int, buffer_frames: int) -> None:
+    """Also where a short run has hardly more frames than are held out, and where the buffer is smaller than both."""
+    model, shown = make_model(), []
+
+    class Watch(AuxiliaryCallback):
+        def train_unsupervised(self, steps, *rest) -> None:  # noqa: ANN001, ANN002
+            shown.append((self.frames.last(10_000)["images"].copy(), self.held_out["images"].numpy()))
+
+    config = AuxiliaryConfig(warmup_frames=warmup_frames, warmup_steps=1, buffer_frames=buffer_frames)
+    model.learn(2 * warmup_frames, callback=Watch(config, held_out=24))
+    trained, held = shown[0]  # the warm-up
+    assert len(held) == min(24, warmup_frames // 4)
+    assert len(trained) == min(buffer_frames, warmup_frames - len(held))
+    assert not {frame.tobytes() for frame in trained} & {frame.tobytes() for frame in held}
+
+
 def test_no_unsupervised_step_between_a_rollout_and_its_update() -> None:
     """Stored values and log-probabilities belong to the encoder that made them: the first ratio is exactly 1."""
     model = make_model(n_epochs=1, batch_size=16)
