@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from agents.scene import Scene
 from agents.seam import AuxiliaryLoss, scale_gradient
+from envs.errors import UserError
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig, Keypoints, to_network_layout
 from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms
 
@@ -94,10 +95,13 @@ class PixelExtractor(BaseFeaturesExtractor):
 
     :param observation_space: Dict with ``images`` and optionally ``proprio``.
     :param features: size of the image features.
+    :raises UserError: for views that are too small for the layers.
     """
 
     def __init__(self, observation_space: gym.spaces.Dict, features: int = 256) -> None:
         views, height, width, _ = observation_space["images"].shape
+        if min(height, width) < 36:
+            raise UserError(f"the pixel encoder's layers need views of at least 36 x 36 pixels, got {height} x {width}")
         proprio = observation_space.spaces.get("proprio")
         super().__init__(observation_space, features + (proprio.shape[0] if proprio else 0))
         self.views = views

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import yaml
 from agents.callbacks import AuxiliaryConfig
 from envs.errors import UserError, unknown
 from kp3d_rl.keypoint3d import Keypoint3DConfig
+from kp3d_rl.networks import LAYERS, grids
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,12 @@ class PPOConfig:
         for name in ("envs", "steps", "epochs", "hidden", "learning_rate", "clip_range"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"ppo {name} must be above 0, got {getattr(self, name)}")
+        for name in ("final_learning_rate", "entropy", "value", "target_kl"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"ppo {name} must be at least 0, got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ppo {name} must lie between 0 and 1, got {getattr(self, name)}")
         if self.batch_size < 2 or self.batch_size > self.envs * self.steps:
             raise ValueError(
                 f"ppo batch_size must be at least 2 and at most envs x steps = {self.envs * self.steps}, "
@@ -138,8 +146,13 @@ class TrainConfig:
             raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
         if not 16 <= self.image_size <= 1024:
             raise ValueError(f"image_size must lie between 16 and 1024 pixels, got {self.image_size}")
-        if self.seed < 0 or self.threads < 0:
-            raise ValueError("seed and threads must be at least 0")
+        if not 0 <= self.seed < 10_000 or self.ppo.envs > 1000:
+            raise ValueError("seed must lie between 0 and 9999, ppo envs be at most 1000: evaluation has other seeds")
+        if self.threads < 0:
+            raise ValueError(f"threads must be at least 0, got {self.threads}")
+        if self.encoder.kind == "keypoint3d":
+            grids(LAYERS[self.encoder.layers], self.image_size, self.image_size)  # refuses images that are too small
+        _refuse_nan(self)
 
 
 def to_yaml(config: Any) -> str:
@@ -159,11 +172,21 @@ def from_yaml(path: Path, config_class: type = TrainConfig) -> Any:
     """
     try:
         data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where}: not valid YAML") from None
     return _from_dict(data, config_class, str(path), "")
+
+
+def _refuse_nan(config: Any, prefix: str = "") -> None:
+    """Every comparison with NaN is false, so that it would pass all other checks."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            _refuse_nan(value, f"{prefix}{entry.name}.")
+        elif isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{prefix}{entry.name} must be a number, got nan")
 
 
 def _plain(value: Any) -> Any:

@@ -58,18 +58,22 @@ def estimate(config: TrainConfig, model: BaseAlgorithm, folder: Path) -> Estimat
         share = min(1.0, 0.5 * config.total_steps / max(1, auxiliary.warmup_frames))
         extra = share * auxiliary.warmup_steps + rollouts * auxiliary.steps_per_rollout
         updates += extra * auxiliary.batch_size / ppo.batch_size
-    evaluated = config.log.evaluation_episodes * horizon * config.total_steps / max(1, config.log.evaluate_every)
+    evaluated = _times(config, config.log.evaluate_every) * config.log.evaluation_episodes * horizon
     seconds = (config.total_steps + evaluated) * act + updates * update
     frame = sum(value.nbytes for value in observation.values()) / len(next(iter(observation.values())))
     frames = ppo.envs * ppo.steps + (auxiliary.buffer_frames if config.encoder.kind == "keypoint3d" else 0)
     weights = 4 * sum(parameter.numel() for parameter in model.policy.parameters())
-    checkpoints = 1 + config.total_steps // max(1, config.log.checkpoint_every or config.total_steps)
     return Estimate(
         seconds,
         int(_resident() + frames * frame + 4 * weights),
-        int(checkpoints * 3 * weights + 2 * MEGABYTE),
+        int(_times(config, config.log.checkpoint_every) * 3 * weights + 2 * MEGABYTE),
         shutil.disk_usage(folder).free,
     )
+
+
+def _times(config: TrainConfig, interval: int) -> int:
+    """How often something is done every so many steps (0: never) and once more at the end."""
+    return 1 + (config.total_steps // interval if interval else 0)
 
 
 def _time_step(env, steps: int = 20):  # noqa: ANN001, ANN202

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from envs.errors import UserError
-from experiments.config import LogConfig, PPOConfig, TrainConfig, from_yaml, to_yaml
+from experiments.config import EncoderConfig, LogConfig, PPOConfig, TrainConfig, from_yaml, to_yaml
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -26,7 +26,8 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"ppo": {"steps": "many"}}, "key 'ppo.steps' must be int, got 'many'"),
         ({"ppo": {"steps": True}}, "key 'ppo.steps' must be int, got True"),
         ({"encoder": {"kind": "pixel"}}, "did you mean 'pixels'?"),
-        ({"seed": -1}, "seed and threads must be at least 0"),
+        ({"seed": -1}, "seed must lie between 0 and 9999"),
+        ({"ppo": {"learning_rate": float("nan")}}, "ppo.learning_rate must be a number, got nan"),
         ({"encoder": 3}, "'encoder.' must be a mapping, got int"),
     ],
 )
@@ -43,6 +44,9 @@ def test_damaged_yaml_names_the_line_and_nothing_is_constructed(tmp_path: Path) 
     path.write_text("env: reach\nppo: [1, 2\n")
     with pytest.raises(UserError, match="line 3: not valid YAML"):
         from_yaml(path)
+    path.write_bytes(b"\x80\xff\x00")
+    with pytest.raises(UserError, match="not valid YAML"):
+        from_yaml(path)
     path.write_text("env: !!python/object/apply:os.system ['false']\n")
     with pytest.raises(UserError, match="not valid YAML"):
         from_yaml(path)
@@ -57,6 +61,12 @@ def test_damaged_yaml_names_the_line_and_nothing_is_constructed(tmp_path: Path) 
         (lambda: LogConfig(picture_every=-1), "at least 0"),
         (lambda: TrainConfig(image_size=8), "between 16 and 1024 pixels, got 8"),
         (lambda: TrainConfig(total_steps=0), "total_steps"),
+        (lambda: TrainConfig(seed=10_000), "evaluation has other seeds"),
+        (lambda: TrainConfig(ppo=PPOConfig(envs=1001)), "at most 1000"),
+        (lambda: TrainConfig(threads=-1), "threads must be at least 0"),
+        (lambda: TrainConfig(image_size=40, encoder=EncoderConfig(layers="paper")), "40 x 40 pixels leaves fewer"),
+        (lambda: PPOConfig(gamma=1.5), "ppo gamma must lie between 0 and 1, got 1.5"),
+        (lambda: PPOConfig(target_kl=-1.0), "ppo target_kl must be at least 0, got -1.0"),
     ],
 )
 def test_impossible_values_are_refused_with_the_reason(build, message: str) -> None:

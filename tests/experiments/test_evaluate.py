@@ -12,6 +12,7 @@ import pytest
 from envs.errors import UserError
 from experiments import evaluate as script
 from experiments.building import SEEDS_PER_RUN
+from experiments.config import TrainConfig
 from experiments.evaluation import (
     EVALUATION_SEED,
     PERIODIC_SEED,
@@ -70,8 +71,10 @@ def test_summary_and_lines_count_honestly() -> None:
 
 
 def test_seed_ranges_are_disjoint() -> None:
-    training = SEEDS_PER_RUN * 5000  # far beyond any sensible training seed
-    assert training < EVALUATION_SEED and EVALUATION_SEED + 1000 * 10_000 <= PERIODIC_SEED
+    last = SEEDS_PER_RUN * TrainConfig(seed=9999).seed + SEEDS_PER_RUN - 1
+    with pytest.raises(ValueError, match="evaluation has other seeds"):
+        TrainConfig(seed=10_000)
+    assert last < EVALUATION_SEED and EVALUATION_SEED + 1000 * 10_000 <= PERIODIC_SEED
 
 
 def test_blacked_out_touches_the_views_alone() -> None:

@@ -16,6 +16,8 @@ import pytest
 from envs.errors import UserError
 from experiments import train
 from experiments.building import choose_device
+from experiments.config import LogConfig, TrainConfig
+from experiments.estimate import _times
 from experiments.recording import StopRequest
 from experiments.runs import Run
 from tests.experiments.conftest import TINY, run_in
@@ -82,6 +84,10 @@ def test_wandb_is_offline_by_default_and_off_changes_nothing_else(workplace: Pat
         (["--encoder.kind", "keypoint"], "unknown value for --encoder.kind"),
         (["--cameras", "frontt"], "unknown camera"),
         (["--device", "tpu9"], "unknown device 'tpu9'"),
+        (["--device", "mps"], "unknown device 'mps'"),
+        (["--encoder.kind", "pixels"], "at least 36 x 36 pixels, got 32 x 32"),
+        (["--encoder.layers", "paper"], "32 x 32 pixels leaves fewer than 4 heat-map cells"),
+        (["--seed", "10000"], "seed must lie between 0 and 9999"),
         (["--encoder.keypoints", "0"], "keypoints must be at least 1"),
         (["--env", "Ant-v5"], "cameras"),
     ],
@@ -91,6 +97,15 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, options
         run_in(tmp_path, train.main, [*TINY, *options])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interval_of_zero_is_estimated_as_never() -> None:
+    def times(**log: int) -> list[int]:
+        config = TrainConfig(total_steps=1000, log=LogConfig(**log))
+        return [_times(config, config.log.evaluate_every), _times(config, config.log.checkpoint_every)]
+
+    assert times(evaluate_every=0, checkpoint_every=0) == [1, 1]  # at the end
+    assert times(evaluate_every=300, checkpoint_every=1000) == [4, 2]
 
 
 def test_exit_code_2_and_one_line_for_a_typing_error(tmp_path: Path) -> None:
