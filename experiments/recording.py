@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -19,19 +20,41 @@ from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, T
 from tqdm import tqdm
 
 from agents.vec_env import NormalizeReward
+from envs.errors import UserError
 from experiments.config import LogConfig
 from experiments.evaluation import PERIODIC_SEED, evaluate
 from experiments.runs import Run
+
+
+def import_wandb() -> ModuleType:
+    """The W&B client, imported on demand because the import is slow and the service optional."""
+    # Our package `agents` has the name of an LLM library, for which W&B would advertise another product.
+    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
+    import wandb
+
+    return wandb
+
+
+def require_login(log: LogConfig) -> None:
+    """Log in to W&B where its server is asked for, before anything is written.
+
+    :raises UserError: where that fails.
+    """
+    if log.wandb != "online":
+        return
+    wandb = import_wandb()
+    try:
+        wandb.login()
+    except wandb.errors.Error as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--log.wandb online: {reason} Without an account: --log.wandb offline") from error
 
 
 class WandbOutputFormat(KVWriter):
     """Scalars to Weights & Biases under the run's own step; offline unless asked."""
 
     def __init__(self, run: Run, mode: str, project: str) -> None:
-        # Our package `agents` has the name of an LLM library, for which W&B would advertise another product.
-        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
-        import wandb  # here, because the import is slow and the service optional
-
+        wandb = import_wandb()
         self._run = wandb.init(
             project=project,
             name=run.path.name,
@@ -205,7 +228,8 @@ class ProgressCallback(BaseCallback):
         self.started = self.printed = time.monotonic()
         self.first = self.model.num_timesteps
         if sys.stderr.isatty():
-            self.bar = tqdm(total=self.total, unit="step", dynamic_ncols=True, smoothing=0.05)
+            # Not from 0: the steps of the warm-up would count as done at once, and the speed be wrong for long.
+            self.bar = tqdm(total=self.total, initial=self.first, unit="step", dynamic_ncols=True, smoothing=0.05)
 
     def _on_step(self) -> bool:
         if self.bar is not None:

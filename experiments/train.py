@@ -28,6 +28,7 @@ from experiments.recording import (
     StopRequest,
     WarmupProgress,
     metrics_logger,
+    require_login,
     save_checkpoint,
 )
 from experiments.runs import Run
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(TrainConfig, argv)
     use_threads(config.threads)
     path = Run.new_path(config)
+    require_login(config.log)
     env = make_training_env(config)
     scene = None if config.encoder.kind == "state" else Scene.of(env)
     model = build_model(config, env, scene)

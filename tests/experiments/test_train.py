@@ -18,7 +18,7 @@ from experiments import train
 from experiments.building import choose_device
 from experiments.config import LogConfig, TrainConfig
 from experiments.estimate import _times
-from experiments.recording import StopRequest
+from experiments.recording import StopRequest, import_wandb
 from experiments.runs import Run
 from tests.experiments.conftest import TINY, run_in
 
@@ -75,6 +75,21 @@ def test_wandb_is_offline_by_default_and_off_changes_nothing_else(workplace: Pat
     assert {p.name for p in run.iterdir()} - {"wandb"} == {p.name for p in tiny_run.iterdir()} - {"eval.json", "videos"}
     first, second = Run.open(str(run)).load().policy, Run.open(str(tiny_run)).load().policy
     assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_wandb_without_a_login_is_one_line_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = import_wandb()
+
+    def refuse() -> None:
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "login", refuse)
+    with pytest.raises(UserError) as error:
+        run_in(tmp_path, train.main, [*TINY, "--log.wandb", "online"])
+    assert "No API key configured. Use `wandb login`" in str(error.value) and "offline" in str(error.value)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
