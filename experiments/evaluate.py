@@ -59,12 +59,12 @@ def main(argv: Sequence[str]) -> None:
     envs = [make_env(run.config) for _ in range(min(config.envs, config.episodes))]
     policy = load_policy(run, envs[0], checkpoint, config.device)
     print(f"{run.path}, checkpoint {checkpoint.step}: {config.episodes} episodes, deterministic")
-    if not envs[0].get_wrapper_attr("defines_success"):
-        print(f"note: '{run.config.env}' defines no success; read the return")
     results = {}
     for name, transform in conditions(config, envs[0]).items():
         results[name] = measure(config, policy, envs, transform)
         print(f"\n{name}", *("  " + line for line in results[name].lines()), sep="\n")
+    if not envs[0].get_wrapper_attr("defines_success"):  # known of a foreign environment after its first step only
+        print(f"\nnote: '{run.config.env}' defines no success; read the return")
     write(run.path / "eval.json", config, checkpoint.step, results)
     for env in envs:
         env.close()

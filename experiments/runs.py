@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agents.scene import Scene
-from envs.errors import UserError
+from envs.errors import UserError, unknown
+from envs.registry import env_ids
 from experiments.config import TrainConfig, from_yaml, to_yaml
 
 FORMAT = 1
@@ -77,8 +79,14 @@ class Run:
         """Make the folder and write what it is.
 
         :param scene: cameras and workspace; None for a run on the simulator's state.
+        :raises UserError: if the folder exists by now or cannot be made.
         """
-        path.mkdir(parents=True)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # made by another training while this one got ready
+            raise UserError(f"run folder {path} already exists: choose another RUN name or remove it") from None
+        except OSError as error:
+            raise UserError(f"run folder {path} cannot be made: {error.strerror or error}") from None
         (path / "config.yaml").write_text(to_yaml(config))
         if scene is not None:
             (path / "rig.json").write_text(json.dumps(scene.to_dict(), indent=1))
@@ -180,6 +188,9 @@ def _find(name: str | None, env: str | None, root: Path) -> Path:
         folder = root / folder_name(env)
         runs = [p for p in folder.iterdir() if (p / "config.yaml").is_file()] if folder.is_dir() else []
         if not runs:
+            if env not in env_ids() and env not in gym.registry and ":" not in env:
+                trained = {p.parent.parent.name for p in root.glob("*/*/config.yaml")}
+                raise unknown("environment", env, sorted({*env_ids(), *trained}))
             raise UserError(f"no run of '{env}' in {folder}: train one with `make train ENV={env}`")
         return max(runs, key=lambda p: (p / "config.yaml").stat().st_mtime)
     candidates = [Path(name)] + ([root / folder_name(env) / name] if env else [])

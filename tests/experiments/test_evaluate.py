@@ -96,8 +96,12 @@ def test_script_prints_and_writes(tiny_run: Path, workplace: Path, capsys: pytes
     assert json.loads((tiny_run / "eval.json").read_text())["results"]["as trained"] == before  # deterministic
 
 
-def test_script_by_environment_takes_the_newest_run(workplace: Path, state_run: Path, tiny_run: Path) -> None:
-    run_in(workplace, script.main, ["--env", "reach-multiview", "--episodes", "1", "--envs", "1"])
+def test_script_by_environment_and_name(workplace: Path, state_run: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--env", "reach-multiview", "--run", "state", "--episodes", "1", "--envs", "1"]
+    run_in(workplace, script.main, arguments)
+    shown = capsys.readouterr().out
+    assert "runs/reach-multiview/state, checkpoint " in shown and "defines no success" not in shown
+    assert json.loads((state_run / "eval.json").read_text())["results"]["as trained"]["summary"]["episodes"] == 1
 
 
 def test_script_refusals(state_run: Path, tmp_path: Path) -> None:

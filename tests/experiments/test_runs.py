@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -33,16 +34,34 @@ def test_a_run_folder_holds_everything(tiny_run: Path) -> None:
 def test_finding_runs(tiny_run: Path, state_run: Path) -> None:
     root = tiny_run.parents[1]
     assert Run.open("tiny", "reach-multiview", root).path == tiny_run
-    assert Run.open(None, "reach-multiview", root).path in (tiny_run, state_run)
+    assert Run.open(str(state_run), None, root).path == state_run
     for arguments, message in (
         ((str(root / "nowhere"), None, root), "no run folder at"),
         ((str(root), None, root), "is not a run: it has no config.yaml"),
         ((None, "Ant-v5", root), "no run of 'Ant-v5'"),
+        ((None, "reach-multivew", root), "unknown environment 'reach-multivew': did you mean 'reach-multiview'?"),
         ((None, None, root), "say which run"),
         ((str(tiny_run), "Ant-v5", root), "is a run of 'reach-multiview', not of 'Ant-v5'"),
     ):
         with pytest.raises(UserError, match=message):
             Run.open(*arguments)
+
+
+def test_without_a_name_the_newest_run_is_taken(tmp_path: Path) -> None:
+    for number, name in enumerate(("b", "c", "a")):  # neither the first nor the last by name
+        run = Run.create(tmp_path / "reach-multiview" / name, TrainConfig(), None)
+        os.utime(run.path / "config.yaml", (1000 * (name == "c"), 1000 * (name == "c") + number))
+    (tmp_path / "reach-multiview" / "empty").mkdir()  # no run
+    assert Run.open(None, "reach-multiview", tmp_path).path.name == "c"
+
+
+def test_a_folder_that_appears_meanwhile_is_one_line(tmp_path: Path) -> None:
+    Run.create(tmp_path / "x", TrainConfig(), None)
+    with pytest.raises(UserError, match="already exists"):
+        Run.create(tmp_path / "x", TrainConfig(), None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made: Not a directory"):
+        Run.create(tmp_path / "file" / "x", TrainConfig(), None)
 
 
 def test_new_runs_never_touch_what_exists(tiny_run: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from envs.errors import UserError
-from experiments import train
+from experiments import evaluate, train
 from experiments.building import choose_device
 from experiments.config import LogConfig, TrainConfig
 from experiments.estimate import _times
@@ -181,9 +181,11 @@ def test_devices() -> None:
         choose_device("cuda:77")
 
 
-def test_a_gymnasium_environment_with_a_cameras_file(tmp_path: Path) -> None:
+def test_a_gymnasium_environment_with_a_cameras_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     cameras = ROOT / "envs" / "assets" / "cameras" / "reacher.yaml"
     run_in(tmp_path, train.main, [*TINY, "--env", "Reacher-v5", "--cameras", str(cameras), "--run", "reacher"])
     run = tmp_path / "runs" / "Reacher-v5" / "reacher"
     assert json.loads((run / "rig.json").read_text())["cameras"]["height"] == 32
     assert Run.open(str(run)).steps() == [160]
+    run_in(tmp_path, evaluate.main, ["--run", str(run), "--episodes", "1"])
+    assert "'Reacher-v5' defines no success" in capsys.readouterr().out
