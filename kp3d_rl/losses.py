@@ -57,12 +57,24 @@ def pixel_weights(images: Tensor, floor: float = 0.3) -> Tensor:
     :param floor: added to every variance, in units of the mean one, so that still pixels do not count without bound.
     :return: (V, H, W), at least 1.
     """
-    variance = (images.float() / 255.0).var(0, unbiased=False).mean(-1)
+    variance = _variance(images).mean(-1)
     mean = variance.mean()
     if mean <= 0:
         return torch.ones_like(variance)
     weights = 1.0 / (variance + floor * mean)
     return (weights * mean / (weights * variance).mean()).clamp(min=1.0)
+
+
+def _variance(images: Tensor, chunk: int = 64) -> Tensor:
+    """(N, ...) uint8 -> (...) variance over N of the values in [0, 1]; as floats, all frames would need gigabytes."""
+    total = torch.zeros(images.shape[1:], dtype=torch.int64, device=images.device)
+    squares = torch.zeros_like(total)
+    for part in images.split(chunk):
+        values = part.int()
+        total += values.sum(0)
+        squares += values.square().sum(0)
+    count = len(images)
+    return ((squares * count - total.square()).double() / (255.0 * count) ** 2).float()
 
 
 def multiview_loss(points: Tensor) -> Tensor:
