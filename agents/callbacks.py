@@ -67,8 +67,8 @@ class AuxiliaryCallback(BaseCallback):
     encoder that made them. They use the policy's own optimiser, so every encoder weight has one Adam state.
 
     :param config: schedule, amounts and clips.
-    :param held_out: frames on which quality is logged: of the warm-up, at most a quarter of it and never trained on;
-        without a warm-up the newest of the first rollout, which are trained on like all others.
+    :param quality_frames: frames on which quality is logged: spread over what was collected since the last training
+        step, so that none of them has been trained on.
     :param should_stop: asked between unsupervised steps, which may take minutes.
     :param on_warmup_step: told after each step of the warm-up how many of how many are done.
     """
@@ -76,16 +76,15 @@ class AuxiliaryCallback(BaseCallback):
     def __init__(
         self,
         config: AuxiliaryConfig | None = None,
-        held_out: int = 128,
+        quality_frames: int = 128,
         should_stop: Callable[[], bool] = lambda: False,
         on_warmup_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         super().__init__()
         self.should_stop, self.on_warmup_step = should_stop, on_warmup_step
         self.config = config or AuxiliaryConfig()
-        self.held_out_frames = held_out
-        self.held_out: dict[str, torch.Tensor] | None = None
-        self.baseline = math.nan
+        self.quality_frames = quality_frames
+        self.fresh = 0
         self._handle: RemovableHandle | None = None
 
     # -- SB3's hooks -------------------------------------------------------------------------------------------------
@@ -101,8 +100,9 @@ class AuxiliaryCallback(BaseCallback):
             # A short run keeps half of its steps for the policy; its warm-up shrinks as a whole.
             share = min(1.0, 0.5 * self.model._total_timesteps / self.config.warmup_frames)
             self._collect_random_frames(math.ceil(share * self.config.warmup_frames))
+            self._weigh_pixels()
             self._log_quality()
-            self.logger.dump(self.model.num_timesteps)  # what the untrained encoder makes of the same frames
+            self.logger.dump(self.model.num_timesteps)  # of the untrained encoder
             self.train_unsupervised(math.ceil(share * self.config.warmup_steps), self.on_warmup_step)
 
     def _on_rollout_start(self) -> None:
@@ -114,12 +114,11 @@ class AuxiliaryCallback(BaseCallback):
             self.train_unsupervised(self.config.steps_per_rollout)
 
     def _on_step(self) -> bool:
-        self.frames.add(self.locals["new_obs"])
+        self._add_frames(self.locals["new_obs"])
         return True
 
     def _on_rollout_end(self) -> None:
-        if self.held_out is None:
-            self._hold_out(self.frames.last(self.held_out_frames))
+        if self.clipper.updates == 0 and not self.config.warmup_frames:
             self._weigh_pixels()
         self._log_quality()
         self.auxiliary.is_open = self.config.joint
@@ -154,23 +153,18 @@ class AuxiliaryCallback(BaseCallback):
         policy.set_training_mode(False)
 
     def _collect_random_frames(self, count: int) -> None:
-        """Step the training environments with random actions, each held for some steps so that they get somewhere.
-
-        The last of these frames, at most a quarter, are held out: the unsupervised steps never see them.
-        """
+        """Step the training environments with random actions, each held for some steps so that they get somewhere."""
         env, held = self.training_env, None
-        steps = max(2, math.ceil(count / env.num_envs))
-        steps_apart = max(1, min(math.ceil(self.held_out_frames / env.num_envs), steps // 4))
-        apart = FrameBuffer(steps_apart * env.num_envs, self.frames.keys)
-        for step in range(steps):
+        for step in range(math.ceil(count / env.num_envs)):
             if held is None or step % 8 == 0:
                 held = np.stack([self.model.action_space.sample() for _ in range(env.num_envs)])
-            observations, _, _, _ = env.step(held)
-            (self.frames if step < steps - steps_apart else apart).add(observations)
+            self._add_frames(env.step(held)[0])
             self.model.num_timesteps += env.num_envs
-        self._hold_out(apart.last(self.held_out_frames))
-        self._weigh_pixels()
         self.model._last_obs = env.reset()
+
+    def _add_frames(self, observations: dict[str, np.ndarray]) -> None:
+        self.frames.add(observations)
+        self.fresh += len(observations["images"])
 
     # -- checks and logs ---------------------------------------------------------------------------------------------
 
@@ -202,12 +196,6 @@ class AuxiliaryCallback(BaseCallback):
     def _measure(self) -> None:
         self.gradient_norms = self.auxiliary.gradient_norms() or self.gradient_norms
 
-    def _hold_out(self, frames: dict[str, np.ndarray]) -> None:
-        """Keep frames apart and note what predicting their mean image would cost."""
-        images = frames["images"].astype(np.float32) / 255.0
-        self.baseline = float(np.mean((images - images.mean(0)) ** 2))
-        self.held_out = to_tensors(frames, self.model.device)
-
     def _weigh_pixels(self, frames: int = 2000) -> None:
         """Tell the decoder once how much each pixel varies; the weights stay, so that losses stay comparable."""
         images = self.frames.sample(min(frames, len(self.frames)), self.generator)["images"]
@@ -221,19 +209,27 @@ class AuxiliaryCallback(BaseCallback):
         for name, value in self.gradient_norms.items():
             self.logger.record(f"gradients/encoder_from_{name}", value)
 
+    def _fresh_frames(self) -> dict[str, torch.Tensor]:
+        """Some of the frames that came since this was last asked, evenly spread; none has been trained on."""
+        frames = self.frames.last(self.fresh)
+        self.fresh = 0
+        every = max(1, len(frames["images"]) // self.quality_frames)
+        return to_tensors({key: value[::every] for key, value in frames.items()}, self.model.device)
+
     @torch.no_grad()
     def _log_quality(self) -> None:
-        """Reconstruction against the mean image, and the views' disagreement, on the held-out frames."""
-        assert self.held_out is not None
-        images, poses = self.held_out["images"], self.held_out.get("camera_poses")
+        """Reconstruction against these frames' mean image, and the views' disagreement, on fresh frames."""
+        frames = self._fresh_frames()
+        images, poses = frames["images"], frames.get("camera_poses")
         encoder, decoder = self.extractor.encoder, self.model.policy.decoder
         keypoints = encoder(images, poses)
         views = torch.arange(encoder.num_views, device=images.device)
         target = images.permute(0, 1, 4, 2, 3).float() / 255.0
         error = float(torch.mean((decoder(keypoints, encoder, views, poses) - target) ** 2))
+        baseline = float(torch.mean((target - target.mean(0)) ** 2))
         self.logger.record("keypoints/reconstruction", error)
-        self.logger.record("keypoints/mean_image", self.baseline)
-        self.logger.record("keypoints/reconstruction_ratio", error / max(self.baseline, 1e-12))
+        self.logger.record("keypoints/mean_image", baseline)
+        self.logger.record("keypoints/reconstruction_ratio", error / max(baseline, 1e-12))
         if encoder.config.dimensions == "3d":
             disagreement = view_disagreement(keypoints.view_points, keypoints.confidence)
             self.logger.record("keypoints/view_disagreement_cm", 100.0 * float(disagreement.mean()))

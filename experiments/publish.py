@@ -70,21 +70,19 @@ def origin() -> dict[str, Any]:
 
 
 def evaluation(run: Run) -> dict[str, Any]:
-    """Success with intervals, as trained and blacked out.
+    """Success with intervals, as trained and, where there are views, blacked out.
 
-    :raises UserError: if the run has not been evaluated in both conditions.
+    :raises UserError: if the run has not been evaluated in these conditions.
     """
     path = run.path / "eval.json"
     found = json.loads(path.read_text())["results"] if path.is_file() else {}
-    if not {"as trained", "blacked out"} <= found.keys():
+    needed = {"as trained": "", "blacked out": "blacked_out_"}
+    if run.config.encoder.kind == "state":
+        needed.pop("blacked out")
+    if not needed.keys() <= found.keys():
         raise UserError(f"{run.path} has no complete eval.json: run `make evaluate RUN={run.path} ARGS=--ablate` first")
-    as_trained, black = found["as trained"]["summary"], found["blacked out"]["summary"]
-    return {
-        "success_at_end": as_trained["success_at_end"],
-        "success_once": as_trained["success_once"],
-        "return": as_trained["return"],
-        "blacked_out": black["success_at_end"],
-    }
+    wanted = ("success_at_end", "success_once", "return")
+    return {prefix + what: found[name]["summary"][what] for name, prefix in needed.items() for what in wanted}
 
 
 def curves(run: Run) -> dict[str, Any]:

@@ -33,16 +33,23 @@ def test_links_and_pictures_exist() -> None:
         assert (ROOT / link).exists(), link
 
 
-def test_numbers_are_those_of_the_committed_run() -> None:
-    """Every figure of the results table stands in docs/reach.json, which names command, seed and machine."""
-    record = json.loads((ROOT / "docs" / "reach.json").read_text())
-    assert {"command", "seed", "commit", "machine", "minutes"} <= record.keys()
-    (row,) = re.findall(r"^\| keypoints .*$", TEXT, re.MULTILINE)
-    for value in (
-        f"{record['success_at_end']['k']}/{record['success_at_end']['n']}",
-        f"{record['blacked_out']['k']}/{record['blacked_out']['n']}",
-        f"{record['reconstruction_ratio'][-1]:.2f}",
-        f"{record['view_disagreement_cm'][-1]:.1f}",
-        f"{record['minutes']:.0f}",
-    ):
+@pytest.mark.parametrize("kind", ["keypoints", "state"])
+def test_numbers_are_those_of_the_committed_runs(kind: str) -> None:
+    """Every figure of the table stands in the committed record, which names command, seed, commit and machine."""
+    record = json.loads((ROOT / "docs" / f"reach-{kind}.json").read_text())
+    assert {"command", "seed", "commit", "machine"} <= record.keys()
+    (row,) = re.findall(rf"^\| {kind} .*$", TEXT, re.MULTILINE)
+
+    def success(name: str) -> str:
+        entry = record[name]
+        low, high = (round(100 * bound) for bound in entry["interval"])
+        return f"{entry['k']}/{entry['n']} ({low} to {high} %)"
+
+    values = [success("success_at_end"), f"{record['step'][-1]:,}", f"{record['minutes']:.0f} min"]
+    if kind == "keypoints":
+        ratio, apart = record["reconstruction_ratio"], record["view_disagreement_cm"]
+        values += [success("blacked_out_success_at_end"), f"{ratio[0]:.2f} → {ratio[-1]:.2f}"]
+        values += [f"{apart[0]:.1f} → {apart[-1]:.1f}"]
+        assert ratio[-1] < 0.5 and apart[-1] < apart[0]
+    for value in values:
         assert value in row, (value, row)

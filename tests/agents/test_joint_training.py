@@ -155,7 +155,7 @@ def test_warmup_and_extra_steps_train_keypoints_and_leave_the_policy() -> None:
             assert model.policy.auxiliary.calls == 3
 
     config = AuxiliaryConfig(warmup_frames=32, warmup_steps=3, steps_per_rollout=2, batch_size=4, joint=False)
-    model.learn(64, callback=AfterWarmup(config, held_out=8))
+    model.learn(64, callback=AfterWarmup(config))
     assert model.policy.auxiliary.calls == 3 + 2 * 2  # two rollouts of 16 after 32 warm-up frames
 
 
@@ -169,33 +169,38 @@ def test_quality_is_logged_before_the_first_training_step() -> None:
 
     model.set_logger(Dumps(None, []))
     config = AuxiliaryConfig(warmup_frames=16, warmup_steps=2, batch_size=4)
-    model.learn(32, callback=AuxiliaryCallback(config, held_out=4))
+    model.learn(32, callback=AuxiliaryCallback(config))
     step, logged, calls = dumped[0]
     assert step == 16 and calls == 0 and logged["keypoints/view_disagreement_cm"] > 0
 
 
-@pytest.mark.parametrize(("warmup_frames", "buffer_frames"), [(32, 1000), (100, 10)])
-def test_held_out_frames_are_few_and_never_trained_on(warmup_frames: int, buffer_frames: int) -> None:
-    """Also where a short run has hardly more frames than are held out, and where the buffer is smaller than both."""
-    model, shown = make_model(), []
+@pytest.mark.parametrize("buffer_frames", [10, 1000])
+def test_quality_is_judged_on_frames_that_were_never_trained_on(buffer_frames: int) -> None:
+    model = make_model()
+    judged, trained = [], set()
 
     class Watch(AuxiliaryCallback):
-        def train_unsupervised(self, steps, *rest) -> None:  # noqa: ANN001, ANN002
-            shown.append((self.frames.last(10_000)["images"].copy(), self.held_out["images"].numpy()))
+        def _fresh_frames(self):  # noqa: ANN202
+            frames = super()._fresh_frames()
+            shown = {frame.numpy().tobytes() for frame in frames["images"]}
+            judged.append(len(shown))
+            assert not shown & trained
+            return frames
 
-    config = AuxiliaryConfig(warmup_frames=warmup_frames, warmup_steps=1, buffer_frames=buffer_frames)
-    model.learn(2 * warmup_frames, callback=Watch(config, held_out=24))
-    trained, held = shown[0]  # the warm-up
-    assert len(held) == min(24, warmup_frames // 4)
-    assert len(trained) == min(buffer_frames, warmup_frames - len(held))
-    assert not {frame.tobytes() for frame in trained} & {frame.tobytes() for frame in held}
+        def _on_rollout_start(self) -> None:
+            trained.update(frame.tobytes() for frame in self.frames.last(10_000)["images"])
+            super()._on_rollout_start()
+
+    config = AuxiliaryConfig(warmup_frames=32, warmup_steps=1, steps_per_rollout=1, buffer_frames=buffer_frames)
+    model.learn(64, callback=Watch(config, quality_frames=8))
+    assert judged == [min(buffer_frames, n) // (min(buffer_frames, n) // 8) for n in (32, 16, 16)]
 
 
 def test_no_unsupervised_step_between_a_rollout_and_its_update() -> None:
     """Stored values and log-probabilities belong to the encoder that made them: the first ratio is exactly 1."""
     model = make_model(n_epochs=1, batch_size=16)
     config = AuxiliaryConfig(warmup_frames=16, warmup_steps=2, steps_per_rollout=3, batch_size=4)
-    model.learn(48, callback=AuxiliaryCallback(config, held_out=4))
+    model.learn(48, callback=AuxiliaryCallback(config))
     logged = dict(model.logger.name_to_value)
     assert abs(logged["train/approx_kl"]) < 1e-6
 

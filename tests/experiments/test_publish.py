@@ -22,7 +22,7 @@ def test_record_holds_the_runs_own_numbers(tiny_run: Path, tmp_path: Path) -> No
     record = json.loads((tmp_path / "tiny.json").read_text())
     measured = json.loads((tiny_run / "eval.json").read_text())["results"]
     assert record["success_at_end"] == measured["as trained"]["summary"]["success_at_end"]
-    assert record["blacked_out"] == measured["blacked out"]["summary"]["success_at_end"]
+    assert record["blacked_out_success_at_end"] == measured["blacked out"]["summary"]["success_at_end"]
     assert record["command"] == "make train" and record["seed"] == 0 and "cores" in record["machine"]
     assert len(record["reconstruction_ratio"]) == len(record["view_disagreement_cm"]) >= 2
     assert (tmp_path / "tiny.png").read_bytes() == sorted((tiny_run / "pictures").glob("*.png"))[-1].read_bytes()
