@@ -1,12 +1,13 @@
 """Run folders and their checkpoints.
 
 ``runs/<env>/<name>/`` holds everything of a run: ``config.yaml``, ``rig.json``, ``metrics.csv``, ``tensorboard/``,
-``wandb/``, ``checkpoints/<step>/``, ``pictures/``, ``videos/``, ``eval.json``. Nothing in it is ever unpickled: tensors
-are safetensors, the rest is JSON and YAML.
+``wandb/``, ``checkpoints/<step>/``, ``pictures/``, ``videos/``, ``eval.json``, and a copy of the cameras file that was
+used. Nothing in it is ever unpickled: tensors are safetensors, the rest is JSON and YAML.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -28,6 +29,8 @@ from experiments.config import TrainConfig, from_yaml, to_yaml
 
 FORMAT = 1
 ROOT = Path("runs")
+CAMERAS = "cameras.yaml"
+"""Name of the copy of the cameras file in a run folder, where there was one."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ class Run:
         (path / "config.yaml").write_text(to_yaml(config))
         if scene is not None:
             (path / "rig.json").write_text(json.dumps(scene.to_dict(), indent=1))
-        return cls(path, config)
+        if config.cameras is not None and Path(config.cameras).is_file():
+            shutil.copyfile(config.cameras, path / CAMERAS)
+        return cls(path, _with_own_cameras(config, path))
 
     @classmethod
     def open(cls, name: str | None, env: str | None = None, root: Path = ROOT) -> Run:
@@ -106,7 +111,7 @@ class Run:
         config = from_yaml(path / "config.yaml")
         if env is not None and config.env != env:
             raise UserError(f"{path} is a run of '{config.env}', not of '{env}'")
-        return cls(path, config)
+        return cls(path, _with_own_cameras(config, path))
 
     def scene(self) -> Scene | None:
         """Cameras and workspace of the run; None for a run on the simulator's state."""
@@ -173,6 +178,12 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"checkpoint {folder} is damaged: {type(error).__name__}: {error}") from None
         return Checkpoint(record["step"], tensors, optimizer, record)
+
+
+def _with_own_cameras(config: TrainConfig, path: Path) -> TrainConfig:
+    """The run's copy of its cameras file in place of the original, which may have changed or be out of reach."""
+    own = path / CAMERAS
+    return dataclasses.replace(config, cameras=str(own)) if own.is_file() else config
 
 
 def folder_name(env: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,10 +183,12 @@ def test_devices() -> None:
 
 
 def test_a_gymnasium_environment_with_a_cameras_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    cameras = ROOT / "envs" / "assets" / "cameras" / "reacher.yaml"
-    run_in(tmp_path, train.main, [*TINY, "--env", "Reacher-v5", "--cameras", str(cameras), "--run", "reacher"])
+    cameras = tmp_path / "mine.yaml"
+    shutil.copy(ROOT / "envs" / "assets" / "cameras" / "reacher.yaml", cameras)
+    run_in(tmp_path, train.main, [*TINY, "--env", "Reacher-v5", "--cameras", "mine.yaml", "--run", "reacher"])
+    cameras.unlink()  # the run holds its own copy, and is evaluated from another folder
     run = tmp_path / "runs" / "Reacher-v5" / "reacher"
     assert json.loads((run / "rig.json").read_text())["cameras"]["height"] == 32
     assert Run.open(str(run)).steps() == [160]
-    run_in(tmp_path, evaluate.main, ["--run", str(run), "--episodes", "1"])
+    run_in(ROOT, evaluate.main, ["--run", str(run), "--episodes", "1"])
     assert "'Reacher-v5' defines no success" in capsys.readouterr().out
