@@ -122,6 +122,8 @@ class Run:
             raise UserError(f"{self.path} has no rig.json: the cameras it was trained with are unknown")
         try:
             return Scene.from_dict(json.loads(path.read_text()))
+        except UserError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
@@ -175,7 +177,7 @@ class Run:
             tensors = load_file(folder / "policy.safetensors")
             tensors |= {alias: tensors[name] for alias, name in record["aliases"].items()}
             optimizer = _unflatten_optimizer(load_file(folder / "optimizer.safetensors"), record["optimizer_groups"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise UserError(f"checkpoint {folder} is damaged: {type(error).__name__}: {error}") from None
         return Checkpoint(record["step"], tensors, optimizer, record)
 

@@ -37,7 +37,7 @@ def load(run: str | Path, step: int | None = None) -> Keypoint3D:
         rig = Rig.from_arrays(cameras["intrinsics"], cameras["world_from_camera"], cameras["height"], cameras["width"])
         encoder = Keypoint3D(config, rig, Workspace.from_arrays(box["centre"], box["half_extents"]))
         encoder.load_state_dict(_weights(folder / "policy.safetensors"))
-    except (KeyError, TypeError, RuntimeError, SafetensorError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, yaml.YAMLError) as error:
         raise ValueError(f"{run} holds no usable keypoint encoder: {type(error).__name__}: {error}") from None
     return encoder.eval()
 
@@ -46,7 +46,8 @@ def _checkpoint(run: Path, step: int | None) -> Path:
     """The folder of the wanted checkpoint; only complete ones (with their state.json) count."""
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(f"{run} is not a run: it has no config.yaml")
-    complete = {int(path.parent.name): path.parent for path in (run / "checkpoints").glob("[0-9]*/state.json")}
+    found = (path.parent for path in (run / "checkpoints").glob("*/state.json"))
+    complete = {int(folder.name): folder for folder in found if folder.name.isdigit()}
     if not complete:
         raise FileNotFoundError(f"{run} has no checkpoint yet")
     if step is not None and step not in complete:
@@ -58,8 +59,8 @@ def _config(fields: dict) -> Keypoint3DConfig:
     """The encoder's options out of a training configuration, which holds more than those."""
     if fields["kind"] != "keypoint3d":
         raise ValueError(f"the run acts on '{fields['kind']}', not on keypoints")
-    known = {name: fields[name] for name in Keypoint3DConfig.__dataclass_fields__}
-    return Keypoint3DConfig(**known | {"loss": LossWeights(**known["loss"])})
+    known = {name: fields[name] for name in Keypoint3DConfig.__dataclass_fields__ if name in fields}
+    return Keypoint3DConfig(**known | {"loss": LossWeights(**known.get("loss", {}))})
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:

@@ -128,6 +128,7 @@ def test_damaged_checkpoints_are_one_line(copied: Path) -> None:
         ("state.json", b"{"),
         ("state.json", b'{"format": 99}'),
         ("state.json", b"{}"),
+        ("state.json", b'{"format": 1, "aliases": [1]}'),
     ):
         before = (folder / name).read_bytes()
         (folder / name).write_bytes(content)
@@ -165,6 +166,8 @@ def test_cameras_size_and_keypoints_that_differ_are_refused_with_both_values(cop
     assert f"camera '{rig['cameras']['names'][0]}'" in refusal()
     (copied / "rig.json").write_text("{}")
     assert "rig.json is damaged" in refusal()
+    (copied / "rig.json").write_text(json.dumps(rig | {"cameras": {}}))
+    assert "rig.json is damaged: rig: entry 'names' is missing" in refusal()
     (copied / "rig.json").unlink()
     assert "has no rig.json" in refusal()
     (copied / "rig.json").write_text(json.dumps(rig))
@@ -184,6 +187,20 @@ def test_encoder_loads_without_simulator_and_sb3(tiny_run: Path, opened: Run) ->
     found = kp3d_rl.load(tiny_run)
     assert torch.equal(found(images).points, expected.points) and not found.training
     assert torch.equal(found.rig.intrinsics, policy.features_extractor.encoder.rig.intrinsics)
+
+
+def test_encoder_loads_beside_stray_folders_and_from_runs_that_lack_newer_options(copied: Path) -> None:
+    stray = copied / "checkpoints" / "000000160.bak"
+    shutil.copytree(copied / "checkpoints" / "000000160", stray)
+    text = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(text.replace("  own_view: 0.5\n", ""))
+    assert "own_view: 0.5" in text and kp3d_rl.load(copied).config.own_view == 0.5
+    for name, content in (("rig.json", b"{"), ("config.yaml", b"\x80\xff"), ("config.yaml", b"")):
+        before = (copied / name).read_bytes()
+        (copied / name).write_bytes(content)
+        with pytest.raises(ValueError, match="copy holds no usable keypoint encoder"):
+            kp3d_rl.load(copied)
+        (copied / name).write_bytes(before)
 
 
 def test_encoder_of_what_is_no_keypoint_run(state_run: Path, copied: Path, tmp_path: Path) -> None:
