@@ -213,8 +213,10 @@ class AuxiliaryCallback(BaseCallback):
         """Some of the frames that came since this was last asked, evenly spread; none has been trained on."""
         frames = self.frames.last(self.fresh)
         self.fresh = 0
-        every = max(1, len(frames["images"]) // self.quality_frames)
-        return to_tensors({key: value[::every] for key, value in frames.items()}, self.model.device)
+        count = len(frames["images"])
+        # Not a fixed stride: one that the number of environments divides would show the same environment each time.
+        rows = np.linspace(0, count - 1, min(count, self.quality_frames)).astype(int)
+        return to_tensors({key: value[rows] for key, value in frames.items()}, self.model.device)
 
     @torch.no_grad()
     def _log_quality(self) -> None:

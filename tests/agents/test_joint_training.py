@@ -14,6 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from agents.buffers import FrameBuffer
 from agents.callbacks import AuxiliaryCallback, AuxiliaryConfig, ClippingCallback
 from agents.clipping import ClipConfig
 from agents.policies import KeypointPolicy, PixelPolicy
@@ -193,7 +194,18 @@ def test_quality_is_judged_on_frames_that_were_never_trained_on(buffer_frames: i
 
     config = AuxiliaryConfig(warmup_frames=32, warmup_steps=1, steps_per_rollout=1, buffer_frames=buffer_frames)
     model.learn(64, callback=Watch(config, quality_frames=8))
-    assert judged == [min(buffer_frames, n) // (min(buffer_frames, n) // 8) for n in (32, 16, 16)]
+    assert judged == [8, 8, 8]
+
+
+def test_quality_is_judged_in_every_environment() -> None:
+    """128 steps of 8 environments, 128 frames: a stride of 8 would show one environment's few episodes alone."""
+    callback = AuxiliaryCallback(quality_frames=128)
+    callback.model, callback.frames = make_model(), FrameBuffer(10_000)
+    for step in range(128):
+        callback._add_frames({"images": np.array([[step, number] for number in range(8)], np.uint8)})
+    shown = callback._fresh_frames()["images"]
+    assert len(shown) == 128 and sorted(set(shown[:, 1].tolist())) == list(range(8))
+    assert shown[:, 0].min() == 0 and shown[:, 0].max() == 127
 
 
 def test_no_unsupervised_step_between_a_rollout_and_its_update() -> None:
