@@ -102,6 +102,7 @@ class AuxiliaryCallback(BaseCallback):
             self._collect_random_frames(math.ceil(share * self.config.warmup_frames))
             self._weigh_pixels()
             self._log_quality()
+            self.logger.record("time/total_timesteps", self.model.num_timesteps, exclude="tensorboard")
             self.logger.dump(self.model.num_timesteps)  # of the untrained encoder
             self.train_unsupervised(math.ceil(share * self.config.warmup_steps), self.on_warmup_step)
 
@@ -156,6 +157,8 @@ class AuxiliaryCallback(BaseCallback):
         """Step the training environments with random actions, each held for some steps so that they get somewhere."""
         env, held = self.training_env, None
         for step in range(math.ceil(count / env.num_envs)):
+            if step and self.should_stop():
+                break
             if held is None or step % 8 == 0:
                 held = np.stack([self.model.action_space.sample() for _ in range(env.num_envs)])
             self._add_frames(env.step(held)[0])

@@ -85,6 +85,7 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest) -> None:
             save_picture(run, model)
             print(f"final evaluation: success_at_end {100 * evaluator.last_rate:.0f} % "
                   f"of {config.log.evaluation_episodes} episodes")  # fmt: skip
+        logger.record("time/total_timesteps", model.num_timesteps, exclude="tensorboard")
         logger.dump(model.num_timesteps)
         evaluator.close()
 

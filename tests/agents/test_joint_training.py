@@ -197,6 +197,18 @@ def test_quality_is_judged_on_frames_that_were_never_trained_on(buffer_frames: i
     assert judged == [8, 8, 8]
 
 
+def test_a_stop_is_heard_during_the_warm_up() -> None:
+    model = make_model()
+
+    class Stop(AuxiliaryCallback):
+        def _on_step(self) -> bool:
+            return False
+
+    config = AuxiliaryConfig(warmup_frames=1000, warmup_steps=1000)
+    model.learn(4000, callback=Stop(config, should_stop=lambda: True))
+    assert model.num_timesteps == 4 and model.policy.auxiliary.calls == 0  # one step of the warm-up, one of the rollout
+
+
 def test_quality_is_judged_in_every_environment() -> None:
     """128 steps of 8 environments, 128 frames: a stride of 8 would show one environment's few episodes alone."""
     callback = AuxiliaryCallback(quality_frames=128)

@@ -47,6 +47,8 @@ def test_metrics_hold_every_term_and_the_evaluations(tiny_run: Path) -> None:
                  "keypoints/view_disagreement_cm", "evaluation/success_at_end", "evaluation/return"):  # fmt: skip
         assert name in columns, name
     assert last["evaluation/success_at_end"] != ""
+    steps = [int(row["time/total_timesteps"]) for row in rows(tiny_run)]  # every row says when, first and last too
+    assert steps == sorted(steps) and steps[0] == 32 and steps[-1] == 160
     assert list((tiny_run / "tensorboard").glob("events.*"))
 
 
