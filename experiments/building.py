@@ -115,8 +115,12 @@ def choose_device(name: str) -> str:
 
 
 def use_threads(count: int) -> None:
-    """Give the network library this many threads; 0 is all cores."""
-    torch.set_num_threads(count or os.cpu_count() or 1)
+    """Give the network library this many threads.
+
+    :param count: 0 is all cores that this process may use, which in a container can be fewer than the machine has.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(count or allowed or 1)
 
 
 def load_policy(run: Run, env: gym.Env | VecEnv, checkpoint: Checkpoint, device: str = "auto") -> RawObservationPolicy:

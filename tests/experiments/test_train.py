@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from envs.errors import UserError
 from experiments import evaluate, train
-from experiments.building import choose_device
+from experiments.building import choose_device, use_threads
 from experiments.config import LogConfig, TrainConfig
 from experiments.estimate import _times
 from experiments.recording import StopRequest, import_wandb
@@ -176,6 +177,13 @@ def test_nan_stops_training_and_names_step_term_and_checkpoint(
     assert "training stopped at step 160" in message and "'multiview' is nan" in message
     assert message.endswith("checkpoints/000000160")  # written at the rollout's end, before the update
     assert Run.open(str(workplace / "runs" / "reach-multiview" / "nan")).steps() == [96, 160]
+
+
+def test_threads_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6}, raising=False)
+    for asked, given in ((0, 3), (2, 2)):
+        use_threads(asked)
+        assert torch.get_num_threads() == given
 
 
 def test_devices() -> None:
