@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from torch.utils.hooks import RemovableHandle
 
 from agents.buffers import FrameBuffer, to_tensors
 from agents.clipping import ClipConfig, GroupClipper
@@ -38,7 +37,7 @@ class AuxiliaryConfig:
 
     joint: bool = True
     warmup_frames: int = 4000
-    warmup_steps: int = 1500
+    warmup_steps: int = 2500
     steps_per_rollout: int = 24
     batch_size: int = 64
     buffer_frames: int = 10_000
@@ -85,13 +84,14 @@ class AuxiliaryCallback(BaseCallback):
         self.config = config or AuxiliaryConfig()
         self.quality_frames = quality_frames
         self.fresh = 0
-        self._handle: RemovableHandle | None = None
+        self.updating = False
 
     # -- SB3's hooks -------------------------------------------------------------------------------------------------
 
     def _on_training_start(self) -> None:
         self.extractor = self._find_extractor()
         self.auxiliary = self.extractor.auxiliary
+        self.auxiliary.is_open = False  # an exception may have left it open
         keys = ("images", "camera_poses") if "camera_poses" in self.model.observation_space.spaces else ("images",)
         self.frames = FrameBuffer(self.config.buffer_frames, keys)
         self.generator = np.random.default_rng(self.model.seed)
@@ -107,7 +107,8 @@ class AuxiliaryCallback(BaseCallback):
             self.train_unsupervised(math.ceil(share * self.config.warmup_steps), self.on_warmup_step)
 
     def _on_rollout_start(self) -> None:
-        self.auxiliary.is_open = False
+        self.clipper.updates += self.updating
+        self.auxiliary.is_open = self.updating = False
         done = self.model.num_timesteps / max(1, self.model._total_timesteps)
         self.auxiliary.scale = 1.0 + (self.config.final_scale - 1.0) * min(1.0, done)
         self._log_training()
@@ -124,13 +125,12 @@ class AuxiliaryCallback(BaseCallback):
         self._log_quality()
         self.auxiliary.is_open = self.config.joint
         self.auxiliary.measure_next = self.config.joint
-        self.clipper.updates += 1
+        self.updating = True
 
     def _on_training_end(self) -> None:
-        self.auxiliary.is_open = False
+        self.auxiliary.is_open = self.updating = False
         self._log_training()
-        if self._handle is not None:
-            self._handle.remove()
+        self.clipper.remove()
 
     # -- unsupervised steps ------------------------------------------------------------------------------------------
 
@@ -194,7 +194,7 @@ class AuxiliaryCallback(BaseCallback):
         self.clipper = GroupClipper(policy, encoder, self.config.clip, refuse_nonfinite)
         self.clipper.before_clip = self._measure
         self.gradient_norms: dict[str, float] = {}
-        self._handle = self.clipper.install(self.model.policy.optimizer)
+        self.clipper.install(self.model.policy.optimizer)
 
     def _measure(self) -> None:
         self.gradient_norms = self.auxiliary.gradient_norms() or self.gradient_norms
@@ -253,7 +253,7 @@ class ClippingCallback(BaseCallback):
     def _on_training_start(self) -> None:
         policy = self.model.policy
         self.clipper = GroupClipper(policy.parameters(), (), self.config, refuse_nonfinite)
-        self._handle = self.clipper.install(policy.optimizer)
+        self.clipper.install(policy.optimizer)
 
     def _on_rollout_start(self) -> None:
         for name, value in self.clipper.mean_norms().items():
@@ -263,7 +263,7 @@ class ClippingCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        self._handle.remove()
+        self.clipper.remove()
 
 
 def refuse_nonfinite(group: str) -> None:

@@ -7,6 +7,7 @@ policy and the encoder with its decoder each on its own, as the original does (2
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,9 @@ class ClipConfig:
         return max(min(self.encoder_floor, self.encoder), self.encoder - self.encoder_decay * update)
 
 
+_INSTALLED: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[RemovableHandle]] = weakref.WeakKeyDictionary()
+
+
 class GroupClipper:
     """Optimiser step-pre-hook: measures, checks and clips each group of parameters on its own.
 
@@ -65,9 +69,21 @@ class GroupClipper:
         self.updates = 0
         self.norms: dict[str, list[float]] = {name: [] for name in self.groups}
 
-    def install(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Hook into an optimiser; the handle takes the hook out again. Hooks do not survive loading a model."""
-        return optimizer.register_step_pre_hook(self._on_step)
+    def install(self, optimizer: torch.optim.Optimizer) -> None:
+        """Hook into an optimiser, in place of a clipper that an aborted training left there.
+
+        Hooks do not survive loading a model, so this is done at every training start.
+
+        :param optimizer: of the policy.
+        """
+        for earlier in _INSTALLED.pop(optimizer, ()):
+            earlier.remove()
+        self._handle = optimizer.register_step_pre_hook(self._on_step)
+        _INSTALLED[optimizer] = [self._handle]
+
+    def remove(self) -> None:
+        """Take the hook out again."""
+        self._handle.remove()
 
     def _on_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.before_clip is not None:

@@ -24,12 +24,13 @@ def test_each_group_is_clipped_as_torch_would_clip_it_alone() -> None:
     torch.nn.utils.clip_grad_norm_(twins[2:], 7.0)
     clipper = GroupClipper(policy, encoder, ClipConfig(policy=2.0, encoder=7.0), on_nonfinite=pytest.fail)
     optimizer = torch.optim.SGD([*policy, *encoder], lr=1.0)
-    handle = clipper.install(optimizer)
+    clipper.install(optimizer)
     optimizer.step()
     for twin, p in zip(twins, [*policy, *encoder], strict=True):
         assert torch.allclose(p.grad, twin.grad, rtol=1e-5)
         assert torch.allclose(p.detach(), -twin.grad, rtol=1e-5)  # what the step really used
-    handle.remove()
+    clipper.remove()
+    assert not optimizer._optimizer_step_pre_hooks
 
 
 def test_small_gradients_pass_untouched_and_norms_are_averaged() -> None:
@@ -55,3 +56,13 @@ def test_the_encoders_clip_falls_to_its_floor_as_in_the_original() -> None:
 def test_impossible_clips_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match="above 0"):
         ClipConfig(**bad)
+
+
+def test_a_clipper_that_an_aborted_training_left_is_replaced() -> None:
+    (p,) = parameters(2)
+    optimizer = torch.optim.SGD([p], lr=0.0)
+    clippers = [GroupClipper([p], [], ClipConfig(), on_nonfinite=pytest.fail) for _ in range(2)]
+    for clipper in clippers:
+        clipper.install(optimizer)
+    optimizer.step()
+    assert [len(clipper.norms["policy"]) for clipper in clippers] == [0, 1]

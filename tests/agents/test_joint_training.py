@@ -255,7 +255,19 @@ def test_hook_is_installed_anew_at_every_training_start_and_removed_at_its_end()
         assert not model.policy.optimizer._optimizer_step_pre_hooks
 
 
-def test_weight_schedule_reaches_its_end() -> None:
+def test_the_first_update_clips_at_the_stated_norm_and_the_next_below() -> None:
+    clips = []
+
+    class Watch(AuxiliaryCallback):
+        def _measure(self) -> None:
+            clips.append(self.config.clip.encoder_at(self.clipper.updates))
+
+    clip = ClipConfig(encoder=15.0, encoder_decay=1.0)
+    make_model().learn(32, callback=Watch(dataclasses.replace(QUIET, clip=clip)))
+    assert clips == [15.0] * EPOCHS * MINIBATCHES + [14.0] * EPOCHS * MINIBATCHES
+
+
+def test_weight_schedule_falls_linearly() -> None:
     scales = []
 
     class Watch(AuxiliaryCallback):
