@@ -25,11 +25,6 @@ class FrameBuffer:
     def __len__(self) -> int:
         return min(self.added, self.capacity)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the frames take."""
-        return sum(array.nbytes for array in self.stored.values())
-
     def add(self, observations: Frames) -> None:
         """Copy a batch of observations into the ring.
 

@@ -36,15 +36,14 @@ class Scene:
         :raises UserError: for an environment without cameras.
         """
 
+        present = env.has_attr("rig") if isinstance(env, VecEnv) else env.has_wrapper_attr("rig")
+        if not present:
+            raise UserError("this environment has no cameras: make it with envs.registry.make or MultiViewObservation")
+
         def attribute(name: str) -> Any:
             return env.get_attr(name, indices=[0])[0] if isinstance(env, VecEnv) else env.get_wrapper_attr(name)
 
-        try:
-            return cls(attribute("rig"), attribute("workspace"), attribute("background"))
-        except AttributeError as error:
-            raise UserError(
-                f"this environment has no cameras ({error}): make it with envs.make or MultiViewObservation"
-            ) from None
+        return cls(attribute("rig"), attribute("workspace"), attribute("background"))
 
     @property
     def rig(self) -> Rig:
@@ -87,6 +86,8 @@ class Scene:
             for what, a, b in (
                 ("cameras", ", ".join(mine.names), ", ".join(theirs.names)),
                 ("image size", f"{mine.height} x {mine.width}", f"{theirs.height} x {theirs.width}"),
+                ("moving cameras", mine.moving, theirs.moving),
+                ("workspace body", self.box.body, other.box.body),
             )
             if a != b
         ]

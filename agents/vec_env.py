@@ -68,25 +68,32 @@ class CheckFinite(VecEnvWrapper):
 
     def reset(self) -> VecEnvObs:
         """Start all episodes anew."""
-        return self._checked("observation", self.venv.reset())
+        return require_finite("observation", self.venv.reset())
 
     def step_async(self, actions: np.ndarray) -> None:
         """Hand on actions that are numbers."""
-        self.venv.step_async(self._checked("action", actions))
+        self.venv.step_async(require_finite("action", actions))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Step; episodes that ended have started anew."""
         observations, rewards, dones, infos = self.venv.step_wait()
-        return self._checked("observation", observations), self._checked("reward", rewards), dones, infos
+        return require_finite("observation", observations), require_finite("reward", rewards), dones, infos
 
-    @staticmethod
-    def _checked(what: str, values: Any) -> Any:
-        for name, array in values.items() if isinstance(values, dict) else [(None, values)]:
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
-                label = what if name is None else f"{what} '{name}'"
-                raise NonFiniteError(f"the {label} of environment {', '.join(map(str, bad))} is NaN or Inf")
-        return values
+
+def require_finite(what: str, values: np.ndarray | dict[str, np.ndarray]) -> Any:
+    """Refuse NaN and Inf.
+
+    :param what: "action", "observation" or "reward", for the message.
+    :param values: (N, ...) one row per environment, or a dict of such arrays.
+    :return: the values.
+    :raises NonFiniteError: naming entry and environment.
+    """
+    for name, array in values.items() if isinstance(values, dict) else [(None, values)]:
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
+            label = what if name is None else f"{what} '{name}'"
+            raise NonFiniteError(f"the {label} of environment {', '.join(map(str, bad))} is NaN or Inf")
+    return values
 
 
 def make_vec_env(constructors: Sequence[Callable[[], gym.Env]], seed: int | None = None) -> VecEnv:

@@ -6,10 +6,10 @@ Prints how many episodes end in success, with 95 % intervals, and writes ``eval.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import gymnasium as gym
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from envs.errors import UserError
 from experiments.building import load_policy, make_env, use_threads
 from experiments.cli import parse, run_main
 from experiments.evaluation import Evaluation, blacked_out, evaluate, evaluation_seeds
+from experiments.provenance import origin
 from experiments.runs import Run
 
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"\n{name}", *("  " + line for line in results[name].lines()), sep="\n")
     if not envs[0].get_wrapper_attr("defines_success"):  # known of a foreign environment after its first step only
         print(f"\nnote: '{run.config.env}' defines no success; read the return")
-    write(run.path / "eval.json", config, checkpoint.step, results)
+    write(run, config, checkpoint.step, results)
     for env in envs:
         env.close()
 
@@ -92,10 +93,20 @@ def measure(config: EvaluateConfig, policy, envs: Sequence[gym.Env], transform) 
         )
 
 
-def write(path: Path, config: EvaluateConfig, step: int, results: dict[str, Evaluation]) -> None:
-    """Everything that was measured, with the seeds, as JSON."""
-    record = {"checkpoint": step, "seed": config.seed, "results": {k: v.to_dict() for k, v in results.items()}}
-    path.write_text(json.dumps(record, indent=1))
+def write(run: Run, config: EvaluateConfig, step: int, results: dict[str, Evaluation]) -> None:
+    """Everything that was measured, with seeds, commit and machine, as ``eval.json``; never half of it.
+
+    :param run: whose folder it goes to.
+    :param config: how it was measured.
+    :param step: of the checkpoint.
+    :param results: by condition.
+    """
+    record = {"env": run.config.env, "checkpoint": step, "seed": config.seed, "device": config.device} | origin()
+    record["results"] = {name: result.to_dict() for name, result in results.items()}
+    path = run.path / "eval.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1))
+    os.replace(partial, path)
     print(f"\nwritten to {path}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from agents.vec_env import require_finite
 from kp3d_rl.metrics import bootstrap_mean_interval, wilson_interval
 
 EVALUATION_SEED = 10_000_000
@@ -136,7 +137,9 @@ def _play_together(
     returns, lengths, active = [0.0] * len(group), [0] * len(group), list(range(len(group)))
     while active:
         batch = stack([observations[i] for i in active])
+        require_finite("observation", batch)
         actions = predict(transform(batch) if transform else batch)
+        require_finite("action", actions)
         for i, action in zip(list(active), actions, strict=True):
             observations[i], reward, terminated, truncated, info = group[i][0].step(action)
             returns[i] += float(reward)

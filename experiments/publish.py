@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +19,6 @@ from experiments.cli import parse, run_main
 from experiments.runs import Run
 
 SERIES = {
-    "step": "time/total_timesteps",
     "reconstruction_ratio": "keypoints/reconstruction_ratio",
     "view_disagreement_cm": "keypoints/view_disagreement_cm",
     "evaluated_success_at_end": "evaluation/success_at_end",
@@ -49,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     """Read the run, write the record, copy the picture."""
     config = parse(PublishConfig, argv)
     run = Run.open(config.run)
-    record = {"command": config.command, "seed": run.config.seed} | origin() | evaluation(run) | curves(run)
+    record = {"command": config.command, "seed": run.config.seed} | evaluation(run) | curves(run)
     config.docs.mkdir(exist_ok=True)
     (config.docs / f"{config.name}.json").write_text(json.dumps(record, indent=1) + "\n")
     pictures = sorted((run.path / "pictures").glob("*.png"))
@@ -58,42 +54,41 @@ def main(argv: Sequence[str]) -> None:
     print(f"written to {config.docs / config.name}.json")
 
 
-def origin() -> dict[str, Any]:
-    """The commit and the machine that the numbers come from."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    model = "unknown processor"
-    if Path("/proc/cpuinfo").exists():
-        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    machine = f"{os.cpu_count()} cores, {model}, {platform.system()}"
-    return {"commit": done.stdout.strip() or "unknown", "machine": machine}
-
-
 def evaluation(run: Run) -> dict[str, Any]:
-    """Success with intervals, as trained and, where there are views, blacked out.
+    """Success with intervals, as trained and, where there are views, blacked out; and where that was measured.
 
+    :param run: an evaluated run.
     :raises UserError: if the run has not been evaluated in these conditions.
     """
     path = run.path / "eval.json"
-    found = json.loads(path.read_text())["results"] if path.is_file() else {}
+    record = json.loads(path.read_text()) if path.is_file() else {"results": {}}
     needed = {"as trained": "", "blacked out": "blacked_out_"}
     if run.config.encoder.kind == "state":
         needed.pop("blacked out")
-    if not needed.keys() <= found.keys():
+    if not needed.keys() <= record["results"].keys():
         raise UserError(f"{run.path} has no complete eval.json: run `make evaluate RUN={run.path} ARGS=--ablate` first")
     wanted = ("success_at_end", "success_once", "return")
-    return {prefix + what: found[name]["summary"][what] for name, prefix in needed.items() for what in wanted}
+    measured = {
+        prefix + what: record["results"][name]["summary"][what] for name, prefix in needed.items() for what in wanted
+    }
+    return {key: record[key] for key in ("commit", "machine")} | measured
 
 
 def curves(run: Run) -> dict[str, Any]:
-    """What was logged over time, rounded, empty cells left out; ``minutes`` is the wall time of training."""
+    """What was logged over time, as pairs of step and value; ``minutes`` is the wall time of training.
+
+    :param run: a trained run.
+    """
     with open(run.path / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
+    step = "time/total_timesteps"
     series = {
-        name: [round(float(row[column]), 4) for row in rows if row.get(column)] for name, column in SERIES.items()
+        name: [[int(row[step]), round(float(row[column]), 4)] for row in rows if row.get(column) and row.get(step)]
+        for name, column in SERIES.items()
     }
     elapsed = [float(row["time/time_elapsed"]) for row in rows if row.get("time/time_elapsed")]
-    return series | {"minutes": round(max(elapsed, default=0.0) / 60, 1)}
+    steps = max((int(row[step]) for row in rows if row.get(step)), default=0)
+    return series | {"steps": steps, "minutes": round(max(elapsed, default=0.0) / 60, 1)}
 
 
 if __name__ == "__main__":

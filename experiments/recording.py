@@ -22,7 +22,7 @@ from tqdm import tqdm
 from agents.vec_env import NormalizeReward
 from envs.errors import UserError
 from experiments.config import LogConfig
-from experiments.evaluation import PERIODIC_SEED, evaluate
+from experiments.evaluation import PERIODIC_SEED, Evaluation, evaluate
 from experiments.runs import Run
 
 
@@ -160,7 +160,7 @@ class Evaluator:
     def __init__(self, make: Callable[[], gym.Env], episodes: int) -> None:
         self.make, self.episodes = make, episodes
         self.envs: Sequence[gym.Env] = ()
-        self.last_rate: float | None = None
+        self.last: Evaluation | None = None
 
     def __call__(self, model: BaseAlgorithm) -> None:
         """Evaluate and put the numbers into the model's log."""
@@ -168,10 +168,23 @@ class Evaluator:
             self.envs = [self.make() for _ in range(min(10, self.episodes))]
         seeds = range(PERIODIC_SEED, PERIODIC_SEED + self.episodes)
         result = evaluate(lambda obs: model.policy.predict(obs, deterministic=True)[0], self.envs, seeds)
-        self.last_rate = result.rate()
+        self.last = result
         model.logger.record("evaluation/success_at_end", result.rate("success_at_end"))
         model.logger.record("evaluation/success_once", result.rate("success_once"))
         model.logger.record("evaluation/return", result.mean_return())
+
+    @property
+    def defines_success(self) -> bool:
+        """Whether the environment says what success is; of a foreign one known after its first step only."""
+        return bool(self.envs) and bool(self.envs[0].get_wrapper_attr("defines_success"))
+
+    def describe(self) -> str:
+        """The last evaluation in a few words: success where there is such a thing, else the return."""
+        if self.last is None:
+            return "none yet"
+        if self.defines_success:
+            return f"{100 * self.last.rate():.0f} % of {len(self.last.episodes)} episodes end in success"
+        return f"return {self.last.mean_return():.1f}"
 
     def close(self) -> None:
         """Close the evaluation's environments."""
@@ -253,10 +266,10 @@ class ProgressCallback(BaseCallback):
     def _numbers(self) -> list[str]:
         """Success of the training episodes and of the last evaluation, reconstruction against the mean image."""
         parts = []
-        if self.model.ep_success_buffer:
+        if self.model.ep_success_buffer and self.training_env.get_attr("defines_success", [0])[0]:
             parts.append(f"success {100 * np.mean(self.model.ep_success_buffer):3.0f} %")
-        if self.evaluator.last_rate is not None:
-            parts.append(f"evaluation {100 * self.evaluator.last_rate:3.0f} %")
+        if self.evaluator.last is not None:
+            parts.append(f"evaluation: {self.evaluator.describe()}")
         values = self.logger.name_to_value
         if "keypoints/reconstruction_ratio" in values:
             parts.append(f"reconstruction {values['keypoints/reconstruction_ratio']:.2f} of mean image")

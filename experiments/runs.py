@@ -205,9 +205,11 @@ def _find(name: str | None, env: str | None, root: Path) -> Path:
                 trained = {p.parent.parent.name for p in root.glob("*/*/config.yaml")}
                 raise unknown("environment", env, sorted({*env_ids(), *trained}))
             raise UserError(f"no run of '{env}' in {folder}: train one with `make train ENV={env}`")
-        return max(runs, key=lambda p: (p / "config.yaml").stat().st_mtime)
+        # A run that is still training, or died young, must not hide the ones that can be used.
+        usable = [p for p in runs if any(p.glob("checkpoints/[0-9]*/state.json"))]
+        return max(usable or runs, key=lambda p: (p / "config.yaml").stat().st_mtime)
     candidates = [Path(name)] + ([root / folder_name(env) / name] if env else [])
-    for path in candidates:
+    for path in sorted(candidates, key=lambda p: not (p / "config.yaml").is_file()):  # a run before any other folder
         if path.is_dir():
             return path
     raise UserError(f"no run folder at {' or '.join(map(str, candidates))}")

@@ -83,8 +83,7 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest) -> None:
         if not stop:
             evaluator(model)
             save_picture(run, model)
-            print(f"final evaluation: success_at_end {100 * evaluator.last_rate:.0f} % "
-                  f"of {config.log.evaluation_episodes} episodes")  # fmt: skip
+            print(f"final evaluation: {evaluator.describe()}")
         logger.record("time/total_timesteps", model.num_timesteps, exclude="tensorboard")
         logger.dump(model.num_timesteps)
         evaluator.close()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kp3d_rl.cameras import Rig, Workspace
 from kp3d_rl.geometry import fuse
-from kp3d_rl.heatmaps import soft_argmax, softmax2d, spread, standardise
+from kp3d_rl.heatmaps import expected_value, soft_argmax, softmax2d, spread, standardise
 from kp3d_rl.losses import LossWeights
 from kp3d_rl.networks import LAYERS, ViewEncoder, grids
 
@@ -170,7 +170,7 @@ class Keypoint3D(nn.Module):
         heat_logits, depth_logits = self._heat_and_depth_logits(to_network_layout(images) * 2.0 - 1.0)
         heat = softmax2d(self._scaled(heat_logits))
         near, far = self._depth_range(rig)
-        depth = near[..., None] + (far - near)[..., None] * (heat * torch.sigmoid(depth_logits)).sum((-2, -1))
+        depth = near[..., None] + (far - near)[..., None] * expected_value(heat, torch.sigmoid(depth_logits))
         return self._lift(
             rig,
             uv=soft_argmax(heat, self.rows, self.columns),

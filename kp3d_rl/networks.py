@@ -27,9 +27,7 @@ def output_size(layers: Sequence[Layer], size: int) -> int:
     :param layers: kernel, stride and padding of each convolution.
     :param size: pixels per side.
     """
-    for kernel, stride, padding in layers:
-        size = (size + 2 * padding - kernel) // stride + 1
-    return size
+    return CellGrid.from_layers(layers, size).cells
 
 
 def grids(layers: Sequence[Layer], height: int, width: int) -> tuple[CellGrid, CellGrid]:
@@ -41,9 +39,13 @@ def grids(layers: Sequence[Layer], height: int, width: int) -> tuple[CellGrid, C
     :return: the grid of the rows and that of the columns, pixels.
     :raises ValueError: where the image is too small for the stack.
     """
-    if min(output_size(layers, height), output_size(layers, width)) < 4:
+    try:
+        rows, columns = CellGrid.from_layers(layers, height), CellGrid.from_layers(layers, width)
+    except ValueError:  # not even one cell
+        rows = columns = CellGrid(0, 0.0, 0.0)
+    if min(rows.cells, columns.cells) < 4:
         raise ValueError(f"image of {height} x {width} pixels leaves fewer than 4 heat-map cells per side")
-    return CellGrid.from_layers(layers, height), CellGrid.from_layers(layers, width)
+    return rows, columns
 
 
 class ViewEncoder(nn.Module):

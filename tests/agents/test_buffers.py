@@ -23,7 +23,7 @@ def test_ring_keeps_the_newest_frames() -> None:
         assert kept == set(everything[-5:])
         assert len(buffer) == min(5, len(everything))
         assert buffer.last(2)["images"][:, 0, 0].tolist() == everything[:-3:-1]
-    assert buffer.nbytes == 5 * 2 * 3 and set(buffer.stored) == {"images"}
+    assert set(buffer.stored) == {"images"}
 
 
 def test_frames_are_copies_of_their_own_type() -> None:

@@ -104,9 +104,52 @@ def test_the_policys_gradient_is_unchanged_by_the_seam(weight: float) -> None:
 
 
 def test_sb3s_common_clip_would_have_changed_it() -> None:
-    """The check above can fail: one norm for all parameters shrinks the policy's gradient."""
+    """What the hook is there for: one norm over all parameters lets a huge auxiliary gradient shrink the policy's."""
+
+    def policy_gradient_norm(weight: float) -> float:
+        weights = LossWeights(reconstruction=weight, multiview=weight)
+        model, norms = make_model(dataclasses.replace(SMALL, loss=weights), max_grad_norm=0.5), []
+        model.policy.auxiliary.is_open = True
+        model.policy.optimizer.register_step_pre_hook(
+            lambda *_: norms.append(gradient_norm(model.policy.mlp_extractor))
+        )
+        model.learn(16)
+        return norms[0]
+
+    assert policy_gradient_norm(1e6) < 0.01 * policy_gradient_norm(0.0)
     with pytest.raises(UserError, match="max_grad_norm"):
         make_model(max_grad_norm=0.5).learn(16, callback=AuxiliaryCallback(QUIET))
+
+
+def test_moving_cameras_train_on_the_poses_of_their_own_frame() -> None:
+    """Poses travel with the observation through rollout buffer, frame buffer and quality frames."""
+    env = DummyVecEnv([MovingDotEnv])
+    policy_kwargs = {"scene": Scene.of(env), "encoder": SMALL}
+    model = PPO(KeypointPolicy, env, n_steps=8, batch_size=8, policy_kwargs=policy_kwargs, max_grad_norm=math.inf)
+    seen = []
+    model.policy.features_extractor.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    config = AuxiliaryConfig(warmup_frames=8, warmup_steps=2, steps_per_rollout=1, batch_size=4)
+    model.learn(24, callback=AuxiliaryCallback(config))
+    assert len(seen) > 10
+    for images, poses in seen:
+        for frame, pose in zip(images.numpy(), poses.numpy(), strict=True):
+            assert int(pose[0, 0, 3] * 1000) % 256 == frame[0, 0, 0, 0]  # see MovingDotEnv
+
+
+class MovingDotEnv(DotEnv):
+    """Cameras that drift; the first pixel says in thousandths of a metre where the first one stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space["camera_poses"] = gym.spaces.Box(-np.inf, np.inf, (3, 4, 4), np.float32)
+        self.background = None
+
+    def observe(self) -> dict[str, np.ndarray]:
+        poses = self.scene.cameras.world_from_camera.astype(np.float32)
+        poses[0, 0, 3] = (1000 + self.np_random.integers(100)) / 1000 + 5e-4
+        observation = super().observe() | {"camera_poses": poses}
+        observation["images"][0, 0, 0, 0] = int(poses[0, 0, 3] * 1000) % 256
+        return observation
 
 
 def test_once_per_minibatch_and_never_in_rollout_prediction_or_evaluation() -> None:

@@ -45,6 +45,9 @@ def test_differences_name_both_values() -> None:
     poses[1, 0, 3] += 0.01
     (difference,) = scene.differences(changed(world_from_camera=poses))
     assert difference.startswith("world_from_camera of camera 'camera1'") and " against " in difference
+    assert scene.differences(changed(moving=True)) == ["moving cameras False against True"]
+    on_torso = Scene(scene.cameras, dataclasses.replace(scene.box, body="torso"))
+    assert scene.differences(on_torso) == ["workspace body None against torso"]
     moving = Scene(dataclasses.replace(scene.cameras, moving=True), scene.box)
     assert not moving.differences(changed(world_from_camera=poses, moving=True))  # poses come with each observation
     box = dataclasses.replace(scene.box, half_extents=(0.3, 0.25, 0.25))

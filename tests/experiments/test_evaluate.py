@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from agents.seam import NonFiniteError
 from envs.errors import UserError
 from experiments import evaluate as script
 from experiments.building import SEEDS_PER_RUN
@@ -21,6 +22,7 @@ from experiments.evaluation import (
     blacked_out,
     evaluate,
 )
+from tests.dotworld import DotEnv
 from tests.experiments.conftest import run_in
 
 
@@ -68,6 +70,15 @@ def test_summary_and_lines_count_honestly() -> None:
     text = "\n".join(evaluation.lines())
     assert "success_at_end  7/10 = 70.0 % (95 % interval 39.7 to 89.2 %)" in text
     assert "1 of 10 episodes were a success before the first action" in text
+
+
+def test_numbers_that_are_none_stop_an_evaluation_with_one_line() -> None:
+    dots = [DotEnv(), DotEnv()]
+    with pytest.raises(NonFiniteError, match="the action of environment 1 is NaN or Inf"):
+        evaluate(lambda o: np.array([[0.0, 0, 0], [np.nan, 0, 0]]), dots, range(2))
+    dots[0].poison = "observation"
+    with pytest.raises(NonFiniteError, match="the observation 'proprio' of environment 0"):
+        evaluate(lambda o: np.zeros((2, 3)), dots, range(2))
 
 
 def test_seed_ranges_are_disjoint() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -24,5 +25,10 @@ def test_record_holds_the_runs_own_numbers(tiny_run: Path, tmp_path: Path) -> No
     assert record["success_at_end"] == measured["as trained"]["summary"]["success_at_end"]
     assert record["blacked_out_success_at_end"] == measured["blacked out"]["summary"]["success_at_end"]
     assert record["command"] == "make train" and record["seed"] == 0 and "cores" in record["machine"]
-    assert len(record["reconstruction_ratio"]) == len(record["view_disagreement_cm"]) >= 2
+    with open(tiny_run / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    for step, value in record["reconstruction_ratio"]:
+        (row,) = [r for r in rows if r["time/total_timesteps"] == str(step) and r["keypoints/reconstruction_ratio"]]
+        assert float(row["keypoints/reconstruction_ratio"]) == pytest.approx(value, abs=1e-4)
+    assert len(record["reconstruction_ratio"]) == len(record["view_disagreement_cm"]) >= 2 and record["steps"] == 160
     assert (tmp_path / "tiny.png").read_bytes() == sorted((tiny_run / "pictures").glob("*.png"))[-1].read_bytes()

@@ -6,8 +6,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
 
+from agents.policies import KeypointPolicy
+from agents.scene import Scene
 from experiments.recording import Evaluator, Every, ProgressCallback, WarmupProgress
+from kp3d_rl.keypoint3d import Keypoint3DConfig
 from tests.dotworld import DotEnv
 
 
@@ -34,20 +39,24 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     progress = WarmupProgress()
     for done in range(1, 4):
         progress(done, 3)
-    callback = ProgressCallback(100, SimpleNamespace(last_rate=0.5))
+    callback = ProgressCallback(100, SimpleNamespace(last=object(), describe=lambda: "all is well"))
     logger = SimpleNamespace(
         name_to_value={"keypoints/reconstruction_ratio": 0.42, "keypoints/view_disagreement_cm": 3.1}
     )
-    callback.model = SimpleNamespace(num_timesteps=0, ep_success_buffer=[1, 0], logger=logger)
+    env = SimpleNamespace(get_attr=lambda name, indices: [defined[0]])
+    callback.model = SimpleNamespace(num_timesteps=0, ep_success_buffer=[1, 0], logger=logger, get_env=lambda: env)
+    defined = [True]
     callback._on_training_start()
     callback.num_timesteps = 120
     callback._on_step()
     callback._on_rollout_end()
     callback._on_training_end()
     shown = capsys.readouterr().err
-    for text in ("warm-up of the keypoints", "3/3", "100/100", "success  50 %", "evaluation  50 %",
+    for text in ("warm-up of the keypoints", "3/3", "100/100", "success  50 %", "evaluation: all is well",
                  "reconstruction 0.42 of mean image", "views 3.1 cm apart"):  # fmt: skip
         assert text in shown, text
+    defined[0] = False
+    assert not any("success" in part for part in callback._numbers())
 
 
 def test_periodic_evaluation_leaves_the_training_environments_alone_and_repeats() -> None:
@@ -58,5 +67,23 @@ def test_periodic_evaluation_leaves_the_training_environments_alone_and_repeats(
     evaluator(model)
     first = dict(recorded)
     evaluator(model)
-    assert recorded == first and len(evaluator.envs) == 4 and evaluator.last_rate == first["evaluation/success_at_end"]
+    assert (
+        recorded == first and len(evaluator.envs) == 4 and evaluator.last.rate() == first["evaluation/success_at_end"]
+    )
+    assert evaluator.describe() == f"{100 * evaluator.last.rate():.0f} % of 4 episodes end in success"
+    evaluator.envs[0].defines_success = False
+    assert evaluator.describe() == f"return {evaluator.last.mean_return():.1f}"
     evaluator.close()
+
+
+def test_nothing_auxiliary_runs_in_an_evaluation_between_rollout_and_update() -> None:
+    """The periodic evaluation runs at a rollout's end, when the gate is open already."""
+    env = DummyVecEnv([DotEnv])
+    small = Keypoint3DConfig(keypoints=2, width=4, decoder_width=8)
+    model = PPO(KeypointPolicy, env, n_steps=8, batch_size=8, policy_kwargs={"scene": Scene.of(env), "encoder": small})
+    model.set_logger(SimpleNamespace(record=lambda *args: None))
+    model.policy.auxiliary.is_open = True
+    decoded = []
+    model.policy.decoder.register_forward_hook(lambda *_: decoded.append(1))
+    Evaluator(DotEnv, 2)(model)
+    assert model.policy.auxiliary.calls == 0 and not decoded and not model.policy.training

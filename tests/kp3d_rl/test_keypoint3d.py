@@ -222,6 +222,16 @@ def test_every_option_changes_the_losses(option: str, value: object) -> None:
     assert terms_of(dataclasses.replace(SMALL, **{option: value})) != terms_of(SMALL)
 
 
+def test_the_layers_option_changes_the_heat_maps() -> None:
+    rig = dot_scene().rig.resize(64, 64)
+    cells = {
+        layers: Keypoint3D(dataclasses.replace(SMALL, layers=layers), rig, dot_scene().workspace).rows
+        for layers in ("fast", "paper")
+    }
+    assert (cells["fast"].cells, cells["fast"].stride) == (16, 4.0)
+    assert (cells["paper"].cells, cells["paper"].stride) == (6, 8.0)
+
+
 def test_two_dimensions_have_no_consistency_term_and_no_depth_in_the_maps() -> None:
     config = dataclasses.replace(SMALL, dimensions="2d")
     assert set(terms_of(config)) == {"reconstruction", "separation"}

@@ -1,0 +1,72 @@
+"""From options to models: each option of PPO arrives where it counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents.callbacks import AuxiliaryConfig
+from agents.scene import Scene
+from agents.vec_env import NormalizeReward
+from experiments.building import build_model, make_training_env
+from experiments.config import EncoderConfig, PPOConfig, TrainConfig
+from tests.dotworld import DotEnv, dot_scene
+
+CONFIG = TrainConfig(
+    encoder=EncoderConfig(keypoints=2, width=4, decoder_width=8),
+    ppo=PPOConfig(envs=2, steps=8, batch_size=8, hidden=8),
+    threads=1,
+)
+
+
+def build(**ppo):
+    config = dataclasses.replace(CONFIG, ppo=dataclasses.replace(CONFIG.ppo, **ppo))
+    return build_model(config, DummyVecEnv([functools.partial(DotEnv, dot_scene())] * 2), dot_scene())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "read"),
+    [
+        ("steps", 16, lambda m: m.n_steps),
+        ("batch_size", 4, lambda m: m.batch_size),
+        ("epochs", 7, lambda m: m.n_epochs),
+        ("gamma", 0.5, lambda m: m.gamma),
+        ("gae_lambda", 0.6, lambda m: m.gae_lambda),
+        ("clip_range", 0.3, lambda m: m.clip_range(1.0)),
+        ("entropy", 0.01, lambda m: m.ent_coef),
+        ("value", 0.7, lambda m: m.vf_coef),
+        ("target_kl", 0.2, lambda m: m.target_kl),
+        ("hidden", 24, lambda m: m.policy.action_net.in_features),
+        ("log_std", -1.5, lambda m: float(m.policy.log_std[0])),
+        ("learning_rate", 1e-3, lambda m: m.lr_schedule(1.0)),
+    ],
+)
+def test_every_option_of_ppo_arrives(option: str, value: float, read) -> None:
+    assert read(build(**{option: value})) == pytest.approx(value)
+    assert read(build()) != pytest.approx(value)
+
+
+def test_learning_rate_falls_linearly_to_its_share_and_no_target_stops_nothing() -> None:
+    model = build(learning_rate=1e-3, final_learning_rate=0.2, target_kl=0.0)
+    assert [model.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([1e-3, 6e-4, 2e-4])
+    assert model.target_kl is None and model.max_grad_norm == math.inf
+
+
+def test_auxiliary_options_reach_the_policy() -> None:
+    config = dataclasses.replace(CONFIG, auxiliary=AuxiliaryConfig(policy_gradient=0.7, learning_rate=9.0))
+    model = build_model(config, DummyVecEnv([DotEnv]), dot_scene())
+    assert model.policy.features_extractor.policy_gradient_scale == 0.7
+    assert [group.get("lr_scale") for group in model.policy.optimizer.param_groups] == [None, 9.0]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_environments_are_as_many_as_asked_for_and_rewards_normalised_if_asked_for(normalize: bool) -> None:
+    ppo = dataclasses.replace(CONFIG.ppo, envs=3, normalize_reward=normalize)
+    env = make_training_env(dataclasses.replace(CONFIG, ppo=ppo, image_size=32))
+    assert env.num_envs == 3 and isinstance(env, NormalizeReward) == normalize
+    assert Scene.of(env).cameras.height == 32
+    env.close()
