@@ -56,5 +56,9 @@ class FrameBuffer:
 
 
 def to_tensors(frames: Frames, device: torch.device | str) -> dict[str, torch.Tensor]:
-    """Arrays to tensors on a device, types unchanged."""
+    """Arrays to tensors on a device, types unchanged.
+
+    :param frames: arrays by name, any shapes.
+    :param device: where the tensors go.
+    """
     return {key: torch.as_tensor(value, device=device) for key, value in frames.items()}

@@ -48,12 +48,18 @@ class KeypointExtractor(BaseFeaturesExtractor):
     def attach_auxiliary(self, auxiliary: AuxiliaryLoss, decoder: KeypointDecoder) -> None:
         """Tell the extractor whose loss to carry.
 
-        The decoder belongs to the policy: kept in a tuple, it does not become a submodule that target networks copy.
+        :param auxiliary: gate and weighting.
+        :param decoder: belongs to the policy: kept in a tuple, it does not become a submodule that target networks copy.
         """
         self.auxiliary, self._decoder = auxiliary, (decoder,)
 
     def forward(self, observations: Observation) -> Tensor:
-        """Features, (B, features_dim); the auxiliary loss rides along when it is wanted (see :mod:`agents.seam`)."""
+        """Keypoints as the policy reads them; the auxiliary loss rides along when wanted (see :mod:`agents.seam`).
+
+        :param observations: ``images`` (B, V, H, W, 3) uint8, optionally ``proprio`` (B, P) and, where cameras move,
+            ``camera_poses`` (B, V, 4, 4).
+        :return: (B, features_dim).
+        """
         keypoints = self.encoder(observations["images"], observations.get("camera_poses"))
         features = scale_gradient(self.describe(keypoints), self.policy_gradient_scale)
         if "proprio" in observations:
@@ -75,6 +81,7 @@ class KeypointExtractor(BaseFeaturesExtractor):
     def describe(self, keypoints: Keypoints) -> Tensor:
         """Keypoints as the policy reads them.
 
+        :param keypoints: of a batch B.
         :return: (B, 4 K): x, y, z in workspace units and confidence, re-centred as in the original to (A K - 1) 2; in
             two dimensions (B, 3 V K): u, v in half image sizes and confidence, for every view.
         """
@@ -119,7 +126,12 @@ class PixelExtractor(BaseFeaturesExtractor):
         self.linear = nn.Sequential(nn.Linear(flat, features), nn.ReLU())
 
     def forward(self, observations: Observation) -> Tensor:
-        """Features, (B, features_dim)."""
+        """Features of the views, and ``proprio``.
+
+        :param observations: ``images`` (B, V, H, W, 3) uint8 and optionally ``proprio`` (B, P); where cameras move, their
+            poses are ignored: this baseline has no geometry.
+        :return: (B, features_dim).
+        """
         images = to_network_layout(observations["images"]).unflatten(0, (-1, self.views)).flatten(1, 2)
         features = self.linear(self.cnn(images))
         if "proprio" in observations:

@@ -34,7 +34,12 @@ class RawObservations(BaseModel):
     """
 
     def extract_features(self, obs: Observation, features_extractor: BaseFeaturesExtractor) -> Tensor:
-        """Run the extractor on the untouched observation."""
+        """Run the extractor on the untouched observation.
+
+        :param obs: tensors as the environment made them, (B, ...) each.
+        :param features_extractor: of actor or critic.
+        :return: (B, F) features.
+        """
         return features_extractor(obs)
 
 

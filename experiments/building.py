@@ -10,9 +10,10 @@ from typing import Any
 import gymnasium as gym
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.policies import KeypointPolicy, PixelPolicy, RawObservationPolicy
+from agents.policies import KeypointPolicy, PixelPolicy
 from agents.scene import Scene
 from agents.vec_env import NormalizeReward, make_vec_env
 from envs import registry
@@ -123,7 +124,7 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count or allowed or 1)
 
 
-def load_policy(run: Run, env: gym.Env | VecEnv, checkpoint: Checkpoint, device: str = "auto") -> RawObservationPolicy:
+def load_policy(run: Run, env: gym.Env | VecEnv, checkpoint: Checkpoint, device: str = "auto") -> ActorCriticPolicy:
     """Rebuild a run's policy for acting.
 
     :param run: the run.
@@ -152,7 +153,12 @@ def load_policy(run: Run, env: gym.Env | VecEnv, checkpoint: Checkpoint, device:
 
 
 def require_same_scene(run: Run, scene: Scene | None) -> None:
-    """Refuse a run whose cameras, image size or workspace differ from the environment's, naming both values."""
+    """Refuse a run whose cameras, image size or workspace differ from the environment's.
+
+    :param run: as trained.
+    :param scene: of the environment at hand.
+    :raises UserError: naming the first difference with both values.
+    """
     trained = run.scene()
     if trained is None or scene is None:
         return
@@ -162,7 +168,12 @@ def require_same_scene(run: Run, scene: Scene | None) -> None:
 
 
 def require_same_keypoints(run: Run, checkpoint: Checkpoint) -> None:
-    """Refuse weights whose number of keypoints is not the configuration's, naming both values."""
+    """Refuse weights whose number of keypoints is not the configuration's.
+
+    :param run: with its configuration.
+    :param checkpoint: with the weights.
+    :raises UserError: naming both values.
+    """
     heads = [t for name, t in checkpoint.policy.items() if name.endswith("encoder.views.0.head.weight")]
     if run.config.encoder.kind == "keypoint3d" and heads and heads[0].shape[0] != 2 * run.config.encoder.keypoints:
         raise UserError(

@@ -72,7 +72,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def conditions(config: EvaluateConfig, env: gym.Env) -> dict:
-    """What the policy is shown: its views, and on request black ones."""
+    """What the policy is shown: its views, and on request black ones.
+
+    :param config: says what is asked for.
+    :param env: one of the environments.
+    :return: changes to a batch of observations, by name; None changes nothing.
+    :raises UserError: where views are to be blacked out and there are none.
+    """
     found = {"as trained": None}
     if config.ablate:
         if "images" not in env.observation_space.spaces:
@@ -82,7 +88,13 @@ def conditions(config: EvaluateConfig, env: gym.Env) -> dict:
 
 
 def measure(config: EvaluateConfig, policy, envs: Sequence[gym.Env], transform) -> Evaluation:  # noqa: ANN001
-    """Play the block of evaluation seeds, with a progress bar on a terminal."""
+    """Play the block of evaluation seeds, with a progress bar on a terminal.
+
+    :param config: how many episodes, and of which block.
+    :param policy: SB3's, as :func:`experiments.building.load_policy` gives it.
+    :param envs: to play in, side by side.
+    :param transform: changes batched observations; None changes nothing.
+    """
     with tqdm(total=config.episodes, unit="episode", leave=False, disable=not sys.stderr.isatty()) as bar:
         return evaluate(
             lambda observation: policy.predict(observation, deterministic=True)[0],

@@ -23,6 +23,8 @@ PIXELS = 256
 def save_picture(run: Run, model: BaseAlgorithm) -> Path | None:
     """Write ``pictures/<step>.png`` of the views that the policy sees now.
 
+    :param run: whose folder it goes to.
+    :param model: in training.
     :return: the file; None for policies without keypoints or before the first observation.
     """
     extractor = getattr(model.policy, "features_extractor", None)
@@ -43,6 +45,8 @@ def keypoint_sheet(
 ) -> np.ndarray:
     """Three rows: views, views with keypoints, reconstructions.
 
+    :param encoder: finds the keypoints.
+    :param decoder: draws the views from them.
     :param images: (1, V, H, W, 3) uint8.
     :param camera_poses: (1, V, 4, 4) where cameras move.
     :return: one uint8 image.
@@ -89,7 +93,14 @@ def overlays(
 def reconstructions(
     encoder: Keypoint3D, decoder: KeypointDecoder, keypoints: Keypoints, camera_poses: Tensor | None = None
 ) -> list[np.ndarray]:
-    """What the decoder draws of the first frame of a batch, (H, W, 3) uint8 for each view."""
+    """What the decoder draws of the first frame of a batch.
+
+    :param encoder: that found the keypoints.
+    :param decoder: of the same policy.
+    :param keypoints: of a batch.
+    :param camera_poses: (B, V, 4, 4) where cameras move.
+    :return: (H, W, 3) uint8 for each view.
+    """
     every = torch.arange(encoder.num_views, device=keypoints.points.device)
     drawn = decoder(keypoints, encoder, every, camera_poses)[0].permute(0, 2, 3, 1)
     return list((drawn.clamp(0, 1) * 255).round().byte().cpu().numpy())

@@ -53,7 +53,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def describe(config: TrainConfig, model: BaseAlgorithm, scene: Scene | None) -> None:
-    """Say what will be trained and what it will cost."""
+    """Say what will be trained and what it will cost.
+
+    :param config: of the run.
+    :param model: as built.
+    :param scene: its cameras; None on the simulator's state.
+    """
     sizes = {
         name: sum(p.numel() for p in module.parameters()) for name, module in model.policy.named_children()
         if name not in ("pi_features_extractor", "vf_features_extractor")
@@ -66,7 +71,13 @@ def describe(config: TrainConfig, model: BaseAlgorithm, scene: Scene | None) -> 
 
 
 def train(run: Run, model: BaseAlgorithm, stop: StopRequest) -> None:
-    """Learn, log, evaluate; a checkpoint is written at the end and when a signal asks to stop."""
+    """Learn, log, evaluate; a checkpoint is written at the end and when a signal asks to stop.
+
+    :param run: where everything goes.
+    :param model: as built.
+    :param stop: set by a signal.
+    :raises UserError: where a number is NaN or Inf, with the step, the term and the last good checkpoint.
+    """
     config = run.config
     evaluator = Evaluator(lambda: make_env(config), config.log.evaluation_episodes)
     with metrics_logger(run, config.log) as logger:
@@ -90,7 +101,12 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest) -> None:
 
 
 def callbacks(run: Run, evaluator: Evaluator, stop: StopRequest) -> list[BaseCallback]:
-    """What happens beside learning; the auxiliary loss comes first, so that the rest sees its numbers."""
+    """What happens beside learning; the auxiliary loss comes first, so that the rest sees its numbers.
+
+    :param run: as in :func:`train`.
+    :param evaluator: for the periodic evaluations.
+    :param stop: as in :func:`train`.
+    """
     config, log = run.config, run.config.log
     if config.encoder.kind == "keypoint3d":
         gradients: BaseCallback = AuxiliaryCallback(

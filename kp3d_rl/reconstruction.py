@@ -103,6 +103,7 @@ class KeypointDecoder(nn.Module):
     ) -> Tensor:
         """One Gaussian per keypoint and view: width goes with 1/depth, height with confidence.
 
+        :param keypoints, encoder, views, camera_poses, own: as in :meth:`forward`.
         :return: (B, n, K, h, w).
         """
         config = self.config
