@@ -49,7 +49,7 @@ class KeypointExtractor(BaseFeaturesExtractor):
         """Tell the extractor whose loss to carry.
 
         :param auxiliary: gate and weighting.
-        :param decoder: belongs to the policy: kept in a tuple, it does not become a submodule that target networks copy.
+        :param decoder: belongs to the policy: in a tuple, it does not become a submodule that target networks copy.
         """
         self.auxiliary, self._decoder = auxiliary, (decoder,)
 
@@ -128,8 +128,8 @@ class PixelExtractor(BaseFeaturesExtractor):
     def forward(self, observations: Observation) -> Tensor:
         """Features of the views, and ``proprio``.
 
-        :param observations: ``images`` (B, V, H, W, 3) uint8 and optionally ``proprio`` (B, P); where cameras move, their
-            poses are ignored: this baseline has no geometry.
+        :param observations: ``images`` (B, V, H, W, 3) uint8 and optionally ``proprio`` (B, P); camera poses, where they
+            move, are ignored: this baseline has no geometry.
         :return: (B, features_dim).
         """
         images = to_network_layout(observations["images"]).unflatten(0, (-1, self.views)).flatten(1, 2)
