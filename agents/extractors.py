@@ -128,7 +128,7 @@ class PixelExtractor(BaseFeaturesExtractor):
     def forward(self, observations: Observation) -> Tensor:
         """Features of the views, and ``proprio``.
 
-        :param observations: ``images`` (B, V, H, W, 3) uint8 and optionally ``proprio`` (B, P); camera poses, where they
+        :param observations: ``images`` (B, V, H, W, 3) uint8 and optionally ``proprio`` (B, P); poses, where they
             move, are ignored: this baseline has no geometry.
         :return: (B, features_dim).
         """
