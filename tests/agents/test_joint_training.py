@@ -408,7 +408,7 @@ def test_the_extractor_sees_untouched_views_on_every_path() -> None:
 
 def test_stored_frames_are_those_of_their_step() -> None:
     """SB3 stores the last observation after the next step: a live buffer would file every frame one step late."""
-    model = make_model(n_steps=6)
+    model = make_model(n_steps=6, batch_size=6)
     shown = []
 
     class Watch(AuxiliaryCallback):

@@ -70,7 +70,7 @@ def test_the_scale_survives_sb3s_schedule() -> None:
             "learning_rate_scale": 5.0,
         },
     )
-    policy_bias, encoder_bias = model.policy.action_net.bias, model.policy.auxiliary.parameters[-1]
+    policy_bias, encoder_bias = model.policy.action_net.bias.data, model.policy.auxiliary.parameters[-1].data
     before = policy_bias.clone(), encoder_bias.clone()
     model.learn(8, callback=AuxiliaryCallback(AuxiliaryConfig(warmup_frames=0, warmup_steps=0)))
     # Adam's very first step is the learning rate itself, whatever the gradient.
