@@ -203,6 +203,15 @@ def test_warmup_and_extra_steps_train_keypoints_and_leave_the_policy() -> None:
     assert model.policy.auxiliary.calls == 3 + 2 * 2  # two rollouts of 16 after 32 warm-up frames
 
 
+@pytest.mark.parametrize("batch_size", [3, 5])
+def test_unsupervised_steps_take_batches_of_the_stated_size(batch_size: int) -> None:
+    model, sizes = make_model(), []
+    model.policy.decoder.register_forward_hook(lambda _, inputs, drawn: sizes.append((len(drawn), drawn.requires_grad)))
+    config = AuxiliaryConfig(warmup_frames=16, warmup_steps=4, steps_per_rollout=0, batch_size=batch_size, joint=False)
+    model.learn(32, callback=AuxiliaryCallback(config))
+    assert [size for size, trained in sizes if trained] == [batch_size] * 4
+
+
 def test_quality_is_logged_before_the_first_training_step() -> None:
     model, dumped = make_model(), []
 
