@@ -12,6 +12,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.buffers import to_tensors
+from agents.vec_env import require_finite
 from experiments.building import make_env
 from experiments.config import TrainConfig
 from experiments.evaluation import stack
@@ -86,7 +87,7 @@ def _time_step(env, steps: int = 20):  # noqa: ANN001, ANN202
             if terminated or truncated:
                 env.reset()
         times.append((time.perf_counter() - started) / steps)
-    return stack([observation]), min(times)
+    return require_finite("observation", stack([observation])), min(times)
 
 
 def _time_update(config: TrainConfig, model: BaseAlgorithm, observation: dict) -> float:

@@ -12,10 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from envs.errors import UserError
+from envs.tasks.reach import ReachEnv
 from experiments import evaluate, train
 from experiments.building import choose_device, use_threads
 from experiments.config import LogConfig, TrainConfig
@@ -184,6 +186,28 @@ def test_threads_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPa
     for asked, given in ((0, 3), (2, 2)):
         use_threads(asked)
         assert torch.get_num_threads() == given
+
+
+def test_nan_in_an_observation_stops_training_and_names_step_entry_and_checkpoint(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(env):
+        felt = true_proprio(env)
+        return felt * np.nan if env._elapsed == poisoned_step else felt
+
+    true_proprio, poisoned_step = ReachEnv.proprio, 40
+    monkeypatch.setattr(ReachEnv, "proprio", poisoned)
+    with pytest.raises(UserError, match="observation 'proprio'"):  # seen by the estimate: nothing is written
+        run_in(workplace, train.main, ["--run", "nan-estimated", *TINY])
+    assert not (workplace / "runs" / "reach-multiview" / "nan-estimated").exists()
+    # Later than the estimate looks; an episode comes that far after the first rollout and its checkpoint.
+    poisoned_step = 45
+    options = ["--ppo.envs", "1", "--auxiliary.warmup-frames", "16", "--log.checkpoint-every", "32"]
+    with pytest.raises(UserError) as error:
+        run_in(workplace, train.main, ["--run", "nan-seen", *TINY, *options, "--log.evaluate-every", "0"])
+    message = str(error.value)
+    assert "training stopped at step 60" in message and "the observation 'proprio' of environment 0 is NaN" in message
+    assert message.endswith("checkpoints/000000048") and "\n" not in message
 
 
 def test_devices() -> None:
