@@ -7,15 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.buffers import FrameBuffer, to_tensors
 from agents.clipping import ClipConfig, GroupClipper
 from agents.extractors import KeypointExtractor
 from agents.seam import NonFiniteError
+from agents.unsupervised import UnsupervisedTrainer
 from envs.errors import UserError
-from kp3d_rl.metrics import view_disagreement
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,6 @@ class AuxiliaryCallback(BaseCallback):
         self.should_stop, self.on_warmup_step = should_stop, on_warmup_step
         self.config = config or AuxiliaryConfig()
         self.quality_frames = quality_frames
-        self.fresh = 0
         self.updating = False
 
     # -- SB3's hooks -------------------------------------------------------------------------------------------------
@@ -92,19 +89,21 @@ class AuxiliaryCallback(BaseCallback):
         self.extractor = self._find_extractor()
         self.auxiliary = self.extractor.auxiliary
         self.auxiliary.is_open = False  # an exception may have left it open
-        keys = ("images", "camera_poses") if "camera_poses" in self.model.observation_space.spaces else ("images",)
-        self.frames = FrameBuffer(self.config.buffer_frames, keys)
-        self.generator = np.random.default_rng(self.model.seed)
+        config = self.config
+        self.unsupervised = UnsupervisedTrainer(
+            self.model.policy, config.batch_size, config.buffer_frames, self.model.seed, self.quality_frames
+        )
         self._install_clipper()
         if self.model.num_timesteps == 0 and self.config.warmup_frames:
             # A short run keeps half of its steps for the policy; its warm-up shrinks as a whole.
             share = min(1.0, 0.5 * self.model._total_timesteps / self.config.warmup_frames)
             self._collect_random_frames(math.ceil(share * self.config.warmup_frames))
-            self._weigh_pixels()
+            self.unsupervised.weigh_pixels()
             self._log_quality()
             self.logger.record("time/total_timesteps", self.model.num_timesteps, exclude="tensorboard")
             self.logger.dump(self.model.num_timesteps)  # of the untrained encoder
-            self.train_unsupervised(math.ceil(share * self.config.warmup_steps), self.on_warmup_step)
+            steps = math.ceil(share * self.config.warmup_steps)
+            self.unsupervised.train(steps, self.on_warmup_step, self.should_stop)
 
     def _on_rollout_start(self) -> None:
         self.clipper.updates += self.updating
@@ -112,16 +111,16 @@ class AuxiliaryCallback(BaseCallback):
         done = self.model.num_timesteps / max(1, self.model._total_timesteps)
         self.auxiliary.scale = 1.0 + (self.config.final_scale - 1.0) * min(1.0, done)
         self._log_training()
-        if len(self.frames):
-            self.train_unsupervised(self.config.steps_per_rollout)
+        if len(self.unsupervised.frames):
+            self.unsupervised.train(self.config.steps_per_rollout, should_stop=self.should_stop)
 
     def _on_step(self) -> bool:
-        self._add_frames(self.locals["new_obs"])
+        self.unsupervised.add(self.locals["new_obs"])
         return True
 
     def _on_rollout_end(self) -> None:
         if self.clipper.updates == 0 and not self.config.warmup_frames:
-            self._weigh_pixels()
+            self.unsupervised.weigh_pixels()
         self._log_quality()
         self.auxiliary.is_open = self.config.joint
         self.auxiliary.measure_next = self.config.joint
@@ -132,26 +131,7 @@ class AuxiliaryCallback(BaseCallback):
         self._log_training()
         self.clipper.remove()
 
-    # -- unsupervised steps ------------------------------------------------------------------------------------------
-
-    def train_unsupervised(self, steps: int, on_step: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Train encoder and decoder alone on frames of the buffer.
-
-        :param steps: gradient steps; the policy's parameters get no gradient, so the optimiser leaves them as they are.
-        :param on_step: told after each step how many of how many are done.
-        """
-        policy, optimizer = self.model.policy, self.model.policy.optimizer
-        policy.set_training_mode(True)
-        for step in range(steps):
-            if self.should_stop():
-                break
-            optimizer.zero_grad(set_to_none=True)
-            batch = to_tensors(self.frames.sample(self.config.batch_size, self.generator), self.model.device)
-            self.auxiliary.loss(self.extractor.terms(batch)).backward()
-            optimizer.step()
-            on_step(step + 1, steps)
-        optimizer.zero_grad(set_to_none=True)
-        policy.set_training_mode(False)
+    # -- warm-up -----------------------------------------------------------------------------------------------------
 
     def _collect_random_frames(self, count: int) -> None:
         """Step the training environments with random actions, each held for some steps so that they get somewhere."""
@@ -161,13 +141,9 @@ class AuxiliaryCallback(BaseCallback):
                 break
             if held is None or step % 8 == 0:
                 held = np.stack([self.model.action_space.sample() for _ in range(env.num_envs)])
-            self._add_frames(env.step(held)[0])
+            self.unsupervised.add(env.step(held)[0])
             self.model.num_timesteps += env.num_envs
         self.model._last_obs = env.reset()
-
-    def _add_frames(self, observations: dict[str, np.ndarray]) -> None:
-        self.frames.add(observations)
-        self.fresh += len(observations["images"])
 
     # -- checks and logs ---------------------------------------------------------------------------------------------
 
@@ -199,11 +175,6 @@ class AuxiliaryCallback(BaseCallback):
     def _measure(self) -> None:
         self.gradient_norms = self.auxiliary.gradient_norms() or self.gradient_norms
 
-    def _weigh_pixels(self, frames: int = 2000) -> None:
-        """Tell the decoder once how much each pixel varies; the weights stay, so that losses stay comparable."""
-        images = self.frames.sample(min(frames, len(self.frames)), self.generator)["images"]
-        self.model.policy.decoder.weigh_pixels(torch.as_tensor(images, device=self.model.device))
-
     def _log_training(self) -> None:
         for name, value in self.auxiliary.mean_terms().items():
             self.logger.record(f"auxiliary/{name}", value)
@@ -212,32 +183,10 @@ class AuxiliaryCallback(BaseCallback):
         for name, value in self.gradient_norms.items():
             self.logger.record(f"gradients/encoder_from_{name}", value)
 
-    def _fresh_frames(self) -> dict[str, torch.Tensor]:
-        """Some of the frames that came since this was last asked, evenly spread; none has been trained on."""
-        frames = self.frames.last(self.fresh)
-        self.fresh = 0
-        count = len(frames["images"])
-        # Not a fixed stride: one that the number of environments divides would show the same environment each time.
-        rows = np.linspace(0, count - 1, min(count, self.quality_frames)).astype(int)
-        return to_tensors({key: value[rows] for key, value in frames.items()}, self.model.device)
-
-    @torch.no_grad()
     def _log_quality(self) -> None:
-        """Reconstruction against these frames' mean image, and the views' disagreement, on fresh frames."""
-        frames = self._fresh_frames()
-        images, poses = frames["images"], frames.get("camera_poses")
-        encoder, decoder = self.extractor.encoder, self.model.policy.decoder
-        keypoints = encoder(images, poses)
-        views = torch.arange(encoder.num_views, device=images.device)
-        target = images.permute(0, 1, 4, 2, 3).float() / 255.0
-        error = float(torch.mean((decoder(keypoints, encoder, views, poses) - target) ** 2))
-        baseline = float(torch.mean((target - target.mean(0)) ** 2))
-        self.logger.record("keypoints/reconstruction", error)
-        self.logger.record("keypoints/mean_image", baseline)
-        self.logger.record("keypoints/reconstruction_ratio", error / max(baseline, 1e-12))
-        if encoder.config.dimensions == "3d":
-            disagreement = view_disagreement(keypoints.view_points, keypoints.confidence)
-            self.logger.record("keypoints/view_disagreement_cm", 100.0 * float(disagreement.mean()))
+        """Of the keypoints on fresh frames."""
+        for name, value in self.unsupervised.quality(self.unsupervised.fresh_frames()).items():
+            self.logger.record(name, value)
 
 
 class ClippingCallback(BaseCallback):

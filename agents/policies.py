@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -97,6 +98,11 @@ class KeypointPolicy(RawObservationPolicy):
     def auxiliary(self) -> AuxiliaryLoss:
         """The auxiliary loss of this policy; closed until a callback opens it."""
         return self.features_extractor.auxiliary
+
+    @property
+    def encoder_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser that trains encoder and decoder."""
+        return self.optimizer
 
     def _build(self, lr_schedule: Schedule) -> None:
         """Add the decoder before the optimiser is made, and keep the encoder's own initial weights."""

@@ -26,7 +26,7 @@ from kp3d_rl.cameras import Rig, Workspace
 from kp3d_rl.geometry import fuse
 from kp3d_rl.heatmaps import expected_value, soft_argmax, softmax2d, spread, standardise
 from kp3d_rl.losses import LossWeights
-from kp3d_rl.networks import LAYERS, ViewEncoder, grids
+from kp3d_rl.networks import LAYERS, Precision, ViewEncoder, convolve_in, grids
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Keypoint3DConfig:
         (original: all the same).
     :param own_view: share of a training batch in which each view is drawn from its own keypoints, not from the fused
         ones. A small object is found in 2D first, long before the views' depths agree well enough to hit it together.
+    :param precision: of the convolutions; "auto" takes bfloat16 where the device computes in it, almost twice as fast.
     :param loss: weights of the loss terms.
     """
 
@@ -68,6 +69,7 @@ class Keypoint3DConfig:
     decoded_views: int = 1
     weigh_pixels: bool = True
     own_view: float = 0.5
+    precision: Precision = "auto"
     loss: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
@@ -197,11 +199,13 @@ class Keypoint3D(nn.Module):
 
     def _heat_and_depth_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B V, 3, H, W) to two (B, V, K, h, w), each view through its own or the shared network."""
-        if len(self.views) == 1:
-            heat, depth = self.views[0](images)
-            return heat.unflatten(0, (-1, self.num_views)), depth.unflatten(0, (-1, self.num_views))
-        per_view = [net(images[number :: self.num_views]) for number, net in enumerate(self.views)]
-        return torch.stack([heat for heat, _ in per_view], 1), torch.stack([depth for _, depth in per_view], 1)
+        with convolve_in(self.config.precision, images.device):
+            if len(self.views) == 1:
+                heat, depth = (maps.unflatten(0, (-1, self.num_views)) for maps in self.views[0](images))
+            else:
+                per_view = [net(images[number :: self.num_views]) for number, net in enumerate(self.views)]
+                heat, depth = (torch.stack(maps, 1) for maps in zip(*per_view, strict=True))
+        return heat.float(), depth.float()
 
     def _scaled(self, heat_logits: Tensor) -> Tensor:
         """What the softmax over cells is taken of."""

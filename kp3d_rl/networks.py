@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,31 @@ PAPER_LAYERS: tuple[Layer, ...] = ((4, 2, 0), (3, 2, 0), (4, 2, 0))
 """The original's: 108 -> 53 -> 26 -> 12, stride 8, no padding."""
 
 LAYERS: dict[str, tuple[Layer, ...]] = {"fast": FAST_LAYERS, "paper": PAPER_LAYERS}
+
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@functools.cache
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether a kind of device has instructions for bfloat16 (elsewhere it would be emulated, and slow).
+
+    :param device: "cpu" or "cuda".
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not public: absent means no
+    return device == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def convolve_in(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager:
+    """Context in which convolutions run in a precision; weights, losses and geometry stay float32.
+
+    :param precision: "auto" takes bfloat16 where the device computes in it: almost twice as fast.
+    :param device: of the tensors.
+    """
+    half = computes_in_bfloat16(device.type) if precision == "auto" else precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
 def output_size(layers: Sequence[Layer], size: int) -> int:
@@ -115,6 +143,7 @@ class ViewDecoder(nn.Module):
             features = layer(features, output_size=(rows, columns))
             if number < len(self.upsample) - 1:
                 features = torch.relu(features)
+        features = features.float()  # eight bits of colour are more than bfloat16 holds
         return torch.sigmoid(features[:, :3]), torch.sigmoid(features[:, 3:])
 
     def _size_before(self, number: int, pixels: int) -> int:

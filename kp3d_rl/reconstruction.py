@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kp3d_rl.heatmaps import gaussian_maps
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoints
 from kp3d_rl.losses import multiview_loss, pixel_weights, reconstruction_loss, separation_loss
-from kp3d_rl.networks import LAYERS, ViewDecoder
+from kp3d_rl.networks import LAYERS, ViewDecoder, convolve_in
 
 FOREGROUND = 0.1
 """Difference from the background, of a full colour channel, from which on a pixel shows something."""
@@ -85,12 +85,14 @@ class KeypointDecoder(nn.Module):
         :return: (B, n, 3, H, W) in [0, 1].
         """
         maps = self.gaussian_maps(keypoints, encoder, views, camera_poses, own)
-        if len(self.views) == 1:
-            colour, opacity = self.views[0](maps.flatten(0, 1), (self.height, self.width))
-            colour, opacity = (layer.unflatten(0, (-1, len(views))) for layer in (colour, opacity))
-        else:
-            drawn = [self.views[view](maps[:, n], (self.height, self.width)) for n, view in enumerate(views.tolist())]
-            colour, opacity = (torch.stack(layers, 1) for layers in zip(*drawn, strict=True))
+        size = (self.height, self.width)
+        with convolve_in(self.config.precision, maps.device):
+            if len(self.views) == 1:
+                layers = (layer.unflatten(0, (-1, len(views))) for layer in self.views[0](maps.flatten(0, 1), size))
+            else:
+                drawn = [self.views[view](maps[:, n], size) for n, view in enumerate(views.tolist())]
+                layers = (torch.stack(layer, 1) for layer in zip(*drawn, strict=True))
+            colour, opacity = layers
         return opacity * colour + (1.0 - opacity) * self.background[views]
 
     def gaussian_maps(

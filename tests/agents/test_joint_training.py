@@ -14,12 +14,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.buffers import FrameBuffer
 from agents.callbacks import AuxiliaryCallback, AuxiliaryConfig, ClippingCallback
 from agents.clipping import ClipConfig
 from agents.policies import KeypointPolicy, PixelPolicy
 from agents.scene import Scene
 from agents.seam import NonFiniteError
+from agents.unsupervised import UnsupervisedTrainer
 from envs.errors import UserError
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 from kp3d_rl.losses import LossWeights
@@ -233,15 +233,22 @@ def test_quality_is_judged_on_frames_that_were_never_trained_on(buffer_frames: i
     judged, trained = [], set()
 
     class Watch(AuxiliaryCallback):
-        def _fresh_frames(self):  # noqa: ANN202
-            frames = super()._fresh_frames()
-            shown = {frame.numpy().tobytes() for frame in frames["images"]}
-            judged.append(len(shown))
-            assert not shown & trained
-            return frames
+        def _log_quality(self) -> None:
+            fresh_frames = self.unsupervised.fresh_frames
+
+            def watched():  # noqa: ANN202
+                frames = fresh_frames()
+                shown = {frame.numpy().tobytes() for frame in frames["images"]}
+                judged.append(len(shown))
+                assert not shown & trained
+                return frames
+
+            self.unsupervised.fresh_frames = watched
+            super()._log_quality()
+            self.unsupervised.fresh_frames = fresh_frames
 
         def _on_rollout_start(self) -> None:
-            trained.update(frame.tobytes() for frame in self.frames.last(10_000)["images"])
+            trained.update(frame.tobytes() for frame in self.unsupervised.frames.last(10_000)["images"])
             super()._on_rollout_start()
 
     config = AuxiliaryConfig(warmup_frames=32, warmup_steps=1, steps_per_rollout=1, buffer_frames=buffer_frames)
@@ -263,11 +270,10 @@ def test_a_stop_is_heard_during_the_warm_up() -> None:
 
 def test_quality_is_judged_in_every_environment() -> None:
     """128 steps of 8 environments, 128 frames: a stride of 8 would show one environment's few episodes alone."""
-    callback = AuxiliaryCallback(quality_frames=128)
-    callback.model, callback.frames = make_model(), FrameBuffer(10_000)
+    unsupervised = UnsupervisedTrainer(make_model().policy, quality_frames=128)
     for step in range(128):
-        callback._add_frames({"images": np.array([[step, number] for number in range(8)], np.uint8)})
-    shown = callback._fresh_frames()["images"]
+        unsupervised.add({"images": np.array([[step, number] for number in range(8)], np.uint8)})
+    shown = unsupervised.fresh_frames()["images"]
     assert len(shown) == 128 and sorted(set(shown[:, 1].tolist())) == list(range(8))
     assert shown[:, 0].min() == 0 and shown[:, 0].max() == 127
 

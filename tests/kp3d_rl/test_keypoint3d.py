@@ -346,3 +346,18 @@ def test_a_crop_gives_the_same_point() -> None:
     shifted = uv - torch.tensor([5.0, 3.0])
     assert torch.allclose(rig.unproject(uv, depth), cropped.unproject(shifted, depth), atol=1e-6)
     assert isinstance(cropped, Rig) and np.isclose(float(cropped.intrinsics[0, 0, 2]), 16 - 5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision_rounds_the_convolutions_and_nothing_else(precision: str) -> None:
+    """bfloat16 keeps 8 bits: positions move by far less than a cell, and all that leaves the encoder is float32."""
+    torch.manual_seed(0)
+    scene = dot_scene()
+    exact = Keypoint3D(Keypoint3DConfig(keypoints=4, precision="float32"), scene.rig, scene.workspace)
+    other = Keypoint3D(Keypoint3DConfig(keypoints=4, precision=precision), scene.rig, scene.workspace)
+    other.load_state_dict(exact.state_dict())
+    images = torch.randint(0, 256, (5, *scene.background.shape), dtype=torch.uint8)
+    a, b = exact(images), other(images)
+    assert {value.dtype for value in vars(b).values()} == {torch.float32}
+    difference = float((a.uv - b.uv).abs().max().detach())
+    assert difference == 0 if precision == "float32" else 0 < difference < 0.25 * exact.rows.stride

@@ -1,0 +1,122 @@
+"""Training of encoder and decoder alone, on frames: for the warm-up, the steps between rollouts, and pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from agents.buffers import FrameBuffer, Frames, to_tensors
+from kp3d_rl.metrics import view_disagreement
+
+
+def frame_keys(space: object) -> tuple[str, ...]:
+    """What a frame is made of: ``images`` and, where cameras move, ``camera_poses``.
+
+    :param space: Dict observation space.
+    """
+    return ("images", "camera_poses") if "camera_poses" in space.spaces else ("images",)  # type: ignore[attr-defined]
+
+
+class UnsupervisedTrainer:
+    """Frames, the gradient steps on them, and how good the keypoints are on frames that were not trained on.
+
+    Gradient steps use the policy's own optimiser, so that every weight of the encoder has one Adam state; what is not
+    encoder or decoder gets no gradient, so the optimiser leaves it as it is.
+
+    :param policy: with ``features_extractor`` (a KeypointExtractor), ``decoder``, ``auxiliary`` and
+        ``encoder_optimizer``.
+    :param batch_size: frames per step.
+    :param buffer_frames: how many of the latest frames the steps draw from.
+    :param seed: of the draws.
+    :param quality_frames: on how many frames quality is judged.
+    """
+
+    def __init__(
+        self,
+        policy: torch.nn.Module,
+        batch_size: int = 64,
+        buffer_frames: int = 10_000,
+        seed: int | None = 0,
+        quality_frames: int = 128,
+    ) -> None:
+        self.policy, self.batch_size, self.quality_frames = policy, batch_size, quality_frames
+        self.extractor, self.auxiliary = policy.features_extractor, policy.auxiliary
+        self.frames = FrameBuffer(buffer_frames, frame_keys(policy.observation_space))
+        self.generator = np.random.default_rng(seed)
+        self.fresh = 0
+
+    def add(self, observations: Frames) -> None:
+        """Keep the views of a batch of observations.
+
+        :param observations: arrays (N, ...), one row per environment.
+        """
+        self.frames.add(observations)
+        self.fresh += len(observations["images"])
+
+    def train(
+        self,
+        steps: int,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Gradient steps on frames drawn from the buffer.
+
+        :param steps: how many.
+        :param on_step: told after each step how many of how many are done.
+        :param should_stop: asked before each step.
+        """
+        optimizer = self.policy.encoder_optimizer
+        self.policy.set_training_mode(True)
+        for step in range(steps):
+            if should_stop():
+                break
+            optimizer.zero_grad(set_to_none=True)
+            batch = to_tensors(self.frames.sample(self.batch_size, self.generator), self.policy.device)
+            self.auxiliary.loss(self.extractor.terms(batch)).backward()
+            optimizer.step()
+            on_step(step + 1, steps)
+        optimizer.zero_grad(set_to_none=True)
+        self.policy.set_training_mode(False)
+
+    def weigh_pixels(self, frames: int = 2000) -> None:
+        """Tell the decoder once how much each pixel varies; the weights stay, so that losses stay comparable.
+
+        :param frames: how many of the buffer to look at.
+        """
+        images = self.frames.sample(min(frames, len(self.frames)), self.generator)["images"]
+        self.policy.decoder.weigh_pixels(torch.as_tensor(images, device=self.policy.device))
+
+    def fresh_frames(self) -> dict[str, torch.Tensor]:
+        """Some of the frames that came since this was last asked, evenly spread; none has been trained on."""
+        frames = self.frames.last(self.fresh)
+        self.fresh = 0
+        count = len(frames["images"])
+        # Not a fixed stride: one that the number of environments divides would show the same environment each time.
+        rows = np.linspace(0, count - 1, min(count, self.quality_frames)).astype(int)
+        return to_tensors({key: value[rows] for key, value in frames.items()}, self.policy.device)
+
+    @torch.no_grad()
+    def quality(self, frames: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Reconstruction against the frames' mean image, and the views' disagreement.
+
+        :param frames: ``images`` (N, V, H, W, 3) uint8 and, where cameras move, ``camera_poses``; not trained on.
+        :return: numbers by the name that they are logged under.
+        """
+        images, poses = frames["images"], frames.get("camera_poses")
+        encoder, decoder = self.extractor.encoder, self.policy.decoder
+        keypoints = encoder(images, poses)
+        views = torch.arange(encoder.num_views, device=images.device)
+        target = images.permute(0, 1, 4, 2, 3).float() / 255.0
+        error = float(torch.mean((decoder(keypoints, encoder, views, poses) - target) ** 2))
+        baseline = float(torch.mean((target - target.mean(0)) ** 2))
+        found = {
+            "keypoints/reconstruction": error,
+            "keypoints/mean_image": baseline,
+            "keypoints/reconstruction_ratio": error / max(baseline, 1e-12),
+        }
+        if encoder.config.dimensions == "3d":
+            disagreement = view_disagreement(keypoints.view_points, keypoints.confidence)
+            found["keypoints/view_disagreement_cm"] = 100.0 * float(disagreement.mean())
+        return found
