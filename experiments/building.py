@@ -44,7 +44,7 @@ def make_env(config: TrainConfig) -> gym.Env:
 
 def make_training_env(config: TrainConfig) -> VecEnv:
     """The run's environments side by side, seeded, rewards normalised if asked for."""
-    env: VecEnv = make_vec_env([functools.partial(make_env, config) for _ in range(config.ppo.envs)])
+    env: VecEnv = make_vec_env([functools.partial(make_env, config) for _ in range(config.envs)])
     return NormalizeReward(env, config.ppo.gamma) if config.ppo.normalize_reward else env
 
 

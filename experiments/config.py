@@ -1,4 +1,4 @@
-"""The options of a training run: frozen dataclasses that are the command line and ``config.yaml`` at once."""
+"""The options of runs: frozen dataclasses that are the command line and ``config.yaml`` at once."""
 
 from __future__ import annotations
 
@@ -109,22 +109,60 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One training run; everything that is needed to repeat it.
+class SACConfig:
+    """Soft actor-critic as in Stable-Baselines3, and truncated quantile critics as in sb3-contrib.
+
+    :param envs: environments that step side by side.
+    :param steps: steps of each environment between two phases of training.
+    :param gradient_steps: gradient steps in each phase.
+    :param batch_size: transitions per gradient step.
+    :param buffer_size: transitions kept for replay; each frame is kept once.
+    :param learning_starts: environment steps with random actions, after the warm-up, before the first phase.
+    :param learning_rate: of Adam, for actor, critics and entropy coefficient.
+    :param gamma: discount.
+    :param tau: share of the critics that their targets take over per gradient step.
+    :param entropy: entropy coefficient; 0 learns it.
+    :param hidden: units of each of the two hidden layers of actor and critics.
+    """
+
+    envs: int = 8
+    steps: int = 1
+    gradient_steps: int = 4
+    batch_size: int = 64
+    buffer_size: int = 50_000
+    learning_starts: int = 1000
+    learning_rate: float = 5e-4
+    gamma: float = 0.97
+    tau: float = 0.01
+    entropy: float = 0.0
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("envs", "steps", "gradient_steps", "batch_size", "buffer_size", "hidden", "learning_rate", "tau"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"sac {name} must be above 0, got {getattr(self, name)}")
+        for name in ("learning_starts", "entropy"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"sac {name} must be at least 0, got {getattr(self, name)}")
+        for name in ("gamma", "tau"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"sac {name} must lie between 0 and 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every run has: an environment, how it is seen, and an encoder.
 
     :param env: registered task, or any MuJoCo Gymnasium id together with ``cameras``.
-    :param run: name of the run folder ``runs/<env>/<run>``; by default encoder, algorithm, seed and the time.
+    :param run: name of the run folder ``runs/<env>/<run>``; by default what is trained, the seed and the time.
     :param seed: of environments, networks and sampling.
     :param device: "auto" takes a GPU where there is one.
     :param cameras: YAML file of cameras in place of the task's own, or names of some of those, separated by commas.
+    :param redraw: draw the scene's colours, the start and the camera rig anew from this number.
     :param image_size: pixels per side of every view.
     :param renderer: "auto" takes OpenGL where it works and the ray tracer where it does not.
-    :param total_steps: environment steps, warm-up included.
     :param threads: threads of the network library; 0 takes all cores.
     :param encoder: what the policy acts on.
-    :param auxiliary: how the keypoints are trained beside the policy.
-    :param ppo: the algorithm's options.
-    :param log: what is written.
     """
 
     env: str = "reach-multiview"
@@ -132,27 +170,100 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     cameras: str | None = None
+    redraw: int | None = None
     image_size: int = 64
     renderer: Literal["auto", "gl", "warp"] = "auto"
-    total_steps: int = 80_000
     threads: int = 0
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
-    ppo: PPOConfig = field(default_factory=PPOConfig)
-    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        if self.total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
         if not 16 <= self.image_size <= 1024:
             raise ValueError(f"image_size must lie between 16 and 1024 pixels, got {self.image_size}")
-        if not 0 <= self.seed < 10_000 or self.ppo.envs > 1000:
-            raise ValueError("seed must lie between 0 and 9999, ppo envs be at most 1000: evaluation has other seeds")
+        if not 0 <= self.seed < 10_000:
+            raise ValueError(f"seed must lie between 0 and 9999, got {self.seed}: evaluation has other seeds")
+        if self.redraw is not None and self.redraw < 0:
+            raise ValueError(f"redraw must be at least 0, got {self.redraw}")
         if self.threads < 0:
             raise ValueError(f"threads must be at least 0, got {self.threads}")
         if self.encoder.kind == "keypoint3d":
             grids(LAYERS[self.encoder.layers], self.image_size, self.image_size)  # refuses images that are too small
         _refuse_nan(self)
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """One training run; everything that is needed to repeat it.
+
+    :param algorithm: "ppo", "sac" or, with sb3-contrib, "tqc".
+    :param total_steps: environment steps, warm-up included.
+    :param pretrained: run folder whose encoder and decoder training starts from, in place of the warm-up.
+    :param auxiliary: how the keypoints are trained beside the policy.
+    :param ppo: options of PPO.
+    :param sac: options of SAC and TQC.
+    :param log: what is written.
+    """
+
+    algorithm: Literal["ppo", "sac", "tqc"] = "ppo"
+    total_steps: int = 80_000
+    pretrained: str | None = None
+    auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    sac: SACConfig = field(default_factory=SACConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
+        if self.envs > 1000:
+            raise ValueError(f"{self.algorithm} envs must be at most 1000, got {self.envs}: evaluation has other seeds")
+        if self.pretrained is not None and self.encoder.kind != "keypoint3d":
+            raise ValueError(f"pretrained keypoints do not fit an encoder of kind '{self.encoder.kind}'")
+
+    @property
+    def envs(self) -> int:
+        """Environments that step side by side."""
+        return self.ppo.envs if self.algorithm == "ppo" else self.sac.envs
+
+    @property
+    def label(self) -> str:
+        """What is trained, for the names of run folders."""
+        return f"{self.encoder.kind}-{self.algorithm}"
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """The representation alone, on episodes of a scripted or random policy.
+
+    :param policy: "random", actions held for some steps; "scripted", the task's own; or "mixed", half of each.
+    :param frames: frames to train on.
+    :param steps: gradient steps.
+    :param batch_size: frames per step.
+    :param learning_rate: of Adam; falls linearly to a tenth.
+    :param picture_every: gradient steps between pictures of views, keypoints and reconstructions.
+    """
+
+    policy: Literal["random", "scripted", "mixed"] = "random"
+    frames: int = 8000
+    steps: int = 4000
+    batch_size: int = 64
+    learning_rate: float = 1.2e-3
+    picture_every: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("frames", "steps", "batch_size", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.picture_every < 0:
+            raise ValueError(f"picture_every must be at least 0, got {self.picture_every}")
+        if self.encoder.kind != "keypoint3d":
+            raise ValueError(f"only keypoints can be pretrained, not an encoder of kind '{self.encoder.kind}'")
+
+    @property
+    def label(self) -> str:
+        """What is trained, for the names of run folders."""
+        return "pretrain"
 
 
 def to_yaml(config: Any) -> str:
@@ -163,11 +274,11 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
 
 
-def from_yaml(path: Path, config_class: type = TrainConfig) -> Any:
+def from_yaml(path: Path, config_class: type | None = None) -> Any:
     """Read a configuration back, checked against the dataclass.
 
     :param path: file that :func:`to_yaml` wrote.
-    :param config_class: the dataclass.
+    :param config_class: the dataclass; None tells a pretraining by its options from a training.
     :raises UserError: naming file and key for anything that is not as the dataclass says.
     """
     try:
@@ -176,6 +287,9 @@ def from_yaml(path: Path, config_class: type = TrainConfig) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where}: not valid YAML") from None
+    if config_class is None:
+        pretraining = isinstance(data, dict) and "policy" in data and "ppo" not in data
+        config_class = PretrainConfig if pretraining else TrainConfig
     return _from_dict(data, config_class, str(path), "")
 
 

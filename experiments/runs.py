@@ -25,12 +25,19 @@ from safetensors.torch import load_file, save_file
 from agents.scene import Scene
 from envs.errors import UserError, unknown
 from envs.registry import env_ids
-from experiments.config import TrainConfig, from_yaml, to_yaml
+from experiments.config import PretrainConfig, RunConfig, TrainConfig, from_yaml, to_yaml
 
 FORMAT = 1
 ROOT = Path("runs")
 CAMERAS = "cameras.yaml"
 """Name of the copy of the cameras file in a run folder, where there was one."""
+
+
+_KINDS = {
+    TrainConfig: "training run, so it has no policy: train one from it with `make train ARGS=\"--pretrained <it>\"`",
+    PretrainConfig: "pretraining run",
+    RunConfig: "run",
+}
 
 
 @dataclass(frozen=True)
@@ -54,22 +61,22 @@ class Run:
     """A run folder.
 
     :param path: the folder.
-    :param config: what it was trained with.
+    :param config: what it was trained with: a TrainConfig, or a PretrainConfig.
     """
 
     path: Path
-    config: TrainConfig
+    config: Any
 
     # -- making and finding ------------------------------------------------------------------------------------------
 
     @classmethod
-    def new_path(cls, config: TrainConfig, root: Path = ROOT) -> Path:
+    def new_path(cls, config: RunConfig, root: Path = ROOT) -> Path:
         """Where a new run of this configuration goes; refuses a folder that exists.
 
         :param root: folder of all runs.
         :raises UserError: if the folder exists or the name leads out of it.
         """
-        name = config.run or f"{config.encoder.kind}-ppo-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = config.run or f"{config.label}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         if Path(name).name != name or name in (".", ".."):
             raise UserError(f"run name '{name}' must be a plain folder name without '/'")
         path = root / folder_name(config.env) / name
@@ -78,7 +85,7 @@ class Run:
         return path
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig, scene: Scene | None) -> Run:
+    def create(cls, path: Path, config: RunConfig, scene: Scene | None) -> Run:
         """Make the folder and write what it is.
 
         :param scene: cameras and workspace; None for a run on the simulator's state.
@@ -98,17 +105,22 @@ class Run:
         return cls(path, _with_own_cameras(config, path))
 
     @classmethod
-    def open(cls, name: str | None, env: str | None = None, root: Path = ROOT) -> Run:
+    def open(
+        cls, name: str | None, env: str | None = None, root: Path = ROOT, kind: type[RunConfig] = TrainConfig
+    ) -> Run:
         """Open a run by path, by name within an environment, or the newest of an environment.
 
         :param name: path of a run folder, or its name if ``env`` is given, or None.
         :param env: environment id.
-        :raises UserError: if there is no such folder or it is not a run.
+        :param kind: TrainConfig for what has a policy, PretrainConfig, or RunConfig for either.
+        :raises UserError: if there is no such folder or it is not a run of this kind.
         """
-        path = _find(name, env, root)
+        path = _find(name, env, root, kind)
         if not (path / "config.yaml").is_file():
             raise UserError(f"{path} is not a run: it has no config.yaml")
         config = from_yaml(path / "config.yaml")
+        if not isinstance(config, kind):
+            raise UserError(f"{path} is no {_KINDS[kind]}")
         if env is not None and config.env != env:
             raise UserError(f"{path} is a run of '{config.env}', not of '{env}'")
         return cls(path, _with_own_cameras(config, path))
@@ -182,7 +194,7 @@ class Run:
         return Checkpoint(record["step"], tensors, optimizer, record)
 
 
-def _with_own_cameras(config: TrainConfig, path: Path) -> TrainConfig:
+def _with_own_cameras(config: RunConfig, path: Path) -> RunConfig:
     """The run's copy of its cameras file in place of the original, which may have changed or be out of reach."""
     own = path / CAMERAS
     return dataclasses.replace(config, cameras=str(own)) if own.is_file() else config
@@ -193,7 +205,15 @@ def folder_name(env: str) -> str:
     return env.replace("/", "_").replace(":", "_")
 
 
-def _find(name: str | None, env: str | None, root: Path) -> Path:
+def _is_kind(path: Path, kind: type[RunConfig]) -> bool:
+    """Whether a run folder's configuration is of a kind; a damaged one is of none."""
+    try:
+        return isinstance(from_yaml(path / "config.yaml"), kind)
+    except UserError:
+        return False
+
+
+def _find(name: str | None, env: str | None, root: Path, kind: type[RunConfig]) -> Path:
     """The folder meant by a path, by a name within an environment, or by nothing (the newest)."""
     if name is None:
         if env is None:
@@ -206,7 +226,7 @@ def _find(name: str | None, env: str | None, root: Path) -> Path:
                 raise unknown("environment", env, sorted({*env_ids(), *trained}))
             raise UserError(f"no run of '{env}' in {folder}: train one with `make train ENV={env}`")
         # A run that is still training, or died young, must not hide the ones that can be used.
-        usable = [p for p in runs if any(p.glob("checkpoints/[0-9]*/state.json"))]
+        usable = [p for p in runs if any(p.glob("checkpoints/[0-9]*/state.json")) and _is_kind(p, kind)]
         return max(usable or runs, key=lambda p: (p / "config.yaml").stat().st_mtime)
     candidates = [Path(name)] + ([root / folder_name(env) / name] if env else [])
     for path in sorted(candidates, key=lambda p: not (p / "config.yaml").is_file()):  # a run before any other folder

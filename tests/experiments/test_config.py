@@ -8,7 +8,16 @@ import pytest
 import yaml
 
 from envs.errors import UserError
-from experiments.config import EncoderConfig, LogConfig, PPOConfig, TrainConfig, from_yaml, to_yaml
+from experiments.config import (
+    EncoderConfig,
+    LogConfig,
+    PPOConfig,
+    PretrainConfig,
+    SACConfig,
+    TrainConfig,
+    from_yaml,
+    to_yaml,
+)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -16,6 +25,9 @@ def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
     assert from_yaml(path) == config
+    pretraining = PretrainConfig(policy="mixed", redraw=3)
+    (tmp_path / "pretrain.yaml").write_text(to_yaml(pretraining))
+    assert from_yaml(tmp_path / "pretrain.yaml") == pretraining
     assert list(yaml.safe_load(to_yaml(config)))[:2] == ["env", "run"]  # in the order of the fields
 
 
@@ -63,6 +75,13 @@ def test_damaged_yaml_names_the_line_and_nothing_is_constructed(tmp_path: Path) 
         (lambda: TrainConfig(total_steps=0), "total_steps"),
         (lambda: TrainConfig(seed=10_000), "evaluation has other seeds"),
         (lambda: TrainConfig(ppo=PPOConfig(envs=1001)), "at most 1000"),
+        (lambda: TrainConfig(algorithm="sac", sac=SACConfig(envs=1001)), "sac envs must be at most 1000"),
+        (lambda: TrainConfig(redraw=-1), "redraw must be at least 0"),
+        (lambda: TrainConfig(pretrained="x", encoder=EncoderConfig(kind="pixels")), "do not fit an encoder of kind"),
+        (lambda: SACConfig(batch_size=0), "sac batch_size must be above 0"),
+        (lambda: SACConfig(tau=1.5), "sac tau must lie between 0 and 1, got 1.5"),
+        (lambda: PretrainConfig(steps=0), "steps must be above 0, got 0"),
+        (lambda: PretrainConfig(encoder=EncoderConfig(kind="state")), "only keypoints can be pretrained"),
         (lambda: TrainConfig(threads=-1), "threads must be at least 0"),
         (lambda: TrainConfig(image_size=40, encoder=EncoderConfig(layers="paper")), "40 x 40 pixels leaves fewer"),
         (lambda: PPOConfig(gamma=1.5), "ppo gamma must lie between 0 and 1, got 1.5"),
