@@ -16,6 +16,7 @@ such as a target are found late or never without them.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -50,6 +51,8 @@ class Keypoint3DConfig:
         (original: all the same).
     :param own_view: share of a training batch in which each view is drawn from its own keypoints, not from the fused
         ones. A small object is found in 2D first, long before the views' depths agree well enough to hit it together.
+    :param random_shift: pixels by which the views of a training batch are shifted at random, as in DrQ
+        (:mod:`kp3d_rl.augmentation`); the encoder is told the offsets, so that its geometry stays exact; 0: not at all.
     :param precision: of the convolutions; "auto" takes bfloat16 where the device computes in it, almost twice as fast.
     :param loss: weights of the loss terms.
     """
@@ -69,6 +72,7 @@ class Keypoint3DConfig:
     decoded_views: int = 1
     weigh_pixels: bool = True
     own_view: float = 0.5
+    random_shift: int = 0
     precision: Precision = "auto"
     loss: LossWeights = field(default_factory=LossWeights)
 
@@ -78,6 +82,8 @@ class Keypoint3DConfig:
                 raise ValueError(f"encoder {name} must be at least 1, got {getattr(self, name)}")
         if self.noise < 0 or self.decoded_views < 0:
             raise ValueError("encoder noise and decoded_views must be at least 0")
+        if self.random_shift < 0:
+            raise ValueError(f"encoder random_shift must be at least 0 pixels, got {self.random_shift}")
         if not 0 <= self.own_view <= 1:
             raise ValueError(f"encoder own_view must lie between 0 and 1, got {self.own_view}")
         if self.gaussian_width <= 0 or self.heat_scale <= 0:
@@ -88,7 +94,7 @@ class Keypoint3DConfig:
 class Keypoints:
     """What the encoder says of a batch; leading dimensions B, views V, keypoints K.
 
-    :param uv: (B, V, K, 2) pixels, each view's own.
+    :param uv: (B, V, K, 2) pixels, each view's own: of the rig's image, also where the encoder saw a window of it.
     :param depth: (B, V, K) metres along each view's optical axis.
     :param spread: (B, V, K, 2) standard deviation of the heat map along u and v, pixels.
     :param confidence: (B, V, K) share of each view's attention, sums to 1 over K.
@@ -158,11 +164,14 @@ class Keypoint3D(nn.Module):
         """The keypoints' box, on the module's device."""
         return Workspace(self.centre, self.half_extents)
 
-    def forward(self, images: Tensor, camera_poses: Tensor | None = None) -> Keypoints:
+    def forward(self, images: Tensor, camera_poses: Tensor | None = None, offset: Tensor | None = None) -> Keypoints:
         """Find the keypoints, noise-free.
 
         :param images: (B, V, H, W, 3) uint8, all of one instant.
         :param camera_poses: (B, V, 4, 4) world_from_camera where cameras move.
+        :param offset: (B, V, 2) pixels, (left, top) of the images in the rig's images, where they are windows of those
+            (:func:`kp3d_rl.augmentation.random_shift`). What is returned is of the rig's own images: nothing after the
+            encoder has to know of windows.
         :raises ValueError: for images of another size or number of views than the rig's.
         """
         expected = (self.num_views, self.height, self.width, 3)
@@ -173,13 +182,13 @@ class Keypoint3D(nn.Module):
         heat = softmax2d(self._scaled(heat_logits))
         near, far = self._depth_range(rig)
         depth = near[..., None] + (far - near)[..., None] * expected_value(heat, torch.sigmoid(depth_logits))
-        return self._lift(
-            rig,
-            uv=soft_argmax(heat, self.rows, self.columns),
-            depth=depth,
-            spread=spread(heat, self.rows, self.columns),
-            confidence=self._confidence(heat_logits),
-        )
+        uv, width = soft_argmax(heat, self.rows, self.columns), spread(heat, self.rows, self.columns)
+        confidence = self._confidence(heat_logits)
+        if offset is None:
+            return self._lift(rig, uv, depth, width, confidence)
+        window = rig.crop(offset[..., 1], offset[..., 0], self.height, self.width)
+        keypoints = self._lift(window, uv, depth, width, confidence)
+        return dataclasses.replace(keypoints, uv=uv + offset.unsqueeze(-2))
 
     def with_noise(self, keypoints: Keypoints, camera_poses: Tensor | None = None) -> Keypoints:
         """The same keypoints with (u, v) displaced by a share of each heat map's own spread.
