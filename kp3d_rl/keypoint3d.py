@@ -16,7 +16,9 @@ such as a target are found late or never without them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -99,7 +101,8 @@ class Keypoints:
     :param spread: (B, V, K, 2) standard deviation of the heat map along u and v, pixels.
     :param confidence: (B, V, K) share of each view's attention, sums to 1 over K.
     :param view_points: (B, V, K, 3) world metres, each view's own.
-    :param points: (B, K, 3) world metres, fused over views.
+    :param points: (B, K, 3) world metres, fused over the present views.
+    :param present: (V,) bool, which views count.
     """
 
     uv: Tensor
@@ -108,11 +111,13 @@ class Keypoints:
     confidence: Tensor
     view_points: Tensor
     points: Tensor
+    present: Tensor
 
     @property
     def fused_confidence(self) -> Tensor:
-        """(B, K) mean over views, times K: 1 is an average keypoint."""
-        return self.confidence.mean(-2) * self.confidence.shape[-1]
+        """(B, K) mean over the present views, times K: 1 is an average keypoint."""
+        counted = self.confidence * self.present.unsqueeze(-1)
+        return counted.sum(-2) / self.present.sum() * self.confidence.shape[-1]
 
 
 def to_network_layout(images: Tensor) -> Tensor:
@@ -153,6 +158,8 @@ class Keypoint3D(nn.Module):
             ("half_extents", workspace.half_extents),
         ):
             self.register_buffer(name, value.clone())
+        # Not part of the state: it says what is seen now, not what was learnt.
+        self.register_buffer("present", torch.ones(rig.num_views, dtype=torch.bool), persistent=False)
 
     @property
     def rig(self) -> Rig:
@@ -163,6 +170,26 @@ class Keypoint3D(nn.Module):
     def workspace(self) -> Workspace:
         """The keypoints' box, on the module's device."""
         return Workspace(self.centre, self.half_extents)
+
+    @contextlib.contextmanager
+    def without(self, view: int) -> Iterator[None]:
+        """Inside this context one camera is missing: its view has no weight in the fused keypoints.
+
+        What that view shows still runs through the network and comes back as that view's own estimate. Contexts nest.
+
+        :param view: index of the camera.
+        :raises ValueError: if there is no such camera, or it is the last one present.
+        """
+        if not 0 <= view < self.num_views:
+            raise ValueError(f"there is no view {view}: the cameras count from 0 to {self.num_views - 1}")
+        before, self.present = self.present, self.present.clone()  # keypoints found so far keep theirs
+        self.present[view] = False
+        try:
+            if not self.present.any():
+                raise ValueError(f"view {view} is the last one present: at least one camera must remain")
+            yield
+        finally:
+            self.present = before
 
     def forward(self, images: Tensor, camera_poses: Tensor | None = None, offset: Tensor | None = None) -> Keypoints:
         """Find the keypoints, noise-free.
@@ -232,6 +259,8 @@ class Keypoint3D(nn.Module):
         return torch.softmax(mean if self.config.confidence else torch.zeros_like(mean), dim=-1)
 
     def _lift(self, rig: Rig, uv: Tensor, depth: Tensor, spread: Tensor, confidence: Tensor) -> Keypoints:
-        """Unproject each view's keypoints and fuse them, weighted by confidence."""
+        """Unproject each view's keypoints and fuse those of the present views, weighted by confidence."""
         view_points = rig.unproject(uv, depth)
-        return Keypoints(uv, depth, spread, confidence, view_points, fuse(view_points, confidence))
+        # Never quite 0 for a view that is present: where all of them were, the missing one would count as much.
+        weights = confidence.clamp(min=1e-20) * self.present.unsqueeze(-1)
+        return Keypoints(uv, depth, spread, confidence, view_points, fuse(view_points, weights), self.present)

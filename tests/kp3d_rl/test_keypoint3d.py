@@ -124,6 +124,63 @@ def test_moving_cameras_give_the_same_answer_as_a_fixed_rig_at_that_pose() -> No
     assert scene.rig.num_views == 3
 
 
+# -- a missing camera ------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_view_has_no_weight() -> None:
+    encoder, _ = build()
+    images, _ = dot_frames(dot_scene(), 3)
+    whole = encoder(images)
+    with encoder.without(1):
+        found = encoder(images)
+        blind = encoder(torch.cat([images[:, :1], torch.zeros_like(images[:, 1:2]), images[:, 2:]], 1))
+        noisy = encoder.with_noise(found)
+    weights = found.confidence[:, [0, 2]]
+    weights = weights / weights.sum(1, keepdim=True)
+    expected = (weights[..., None] * found.view_points[:, [0, 2]]).sum(1)
+    assert torch.allclose(found.points, expected, atol=1e-6)
+    assert torch.allclose(found.fused_confidence, found.confidence[:, [0, 2]].mean(1) * 4)
+    assert torch.equal(blind.points, found.points) and torch.equal(blind.fused_confidence, found.fused_confidence)
+    assert torch.equal(found.view_points, whole.view_points)  # each view's own estimate stays
+    assert not torch.allclose(noisy.points, encoder.with_noise(whole).points, atol=1e-4)
+    assert found.present.tolist() == [True, False, True] and whole.present.all()
+    assert torch.equal(encoder(images).points, whole.points)  # and outside all is as before
+
+
+def test_a_missing_view_counts_for_nothing_where_no_other_is_confident() -> None:
+    encoder, _ = build()
+    found = encoder(dot_frames(dot_scene(), 1)[0])
+    with encoder.without(0):
+        points = encoder._lift(encoder.rig, found.uv, found.depth, found.spread, torch.zeros(1, 3, 4)).points
+    assert torch.allclose(points, found.view_points[:, 1:].mean(1), atol=1e-6)
+
+
+def test_missing_views_nest_and_one_remains() -> None:
+    encoder, _ = build()
+    images, _ = dot_frames(dot_scene(), 2)
+    with encoder.without(0), encoder.without(2):
+        assert torch.allclose(encoder(images).points, encoder(images).view_points[:, 1], atol=1e-6)
+        with pytest.raises(ValueError, match="view 1 is the last one present"), encoder.without(1):
+            pass
+        assert encoder.present.tolist() == [False, True, False]
+    for view in (3, -1):
+        with pytest.raises(ValueError, match=f"no view {view}: the cameras count from 0 to 2"), encoder.without(view):
+            pass
+    with pytest.raises(KeyError), encoder.without(0):
+        raise KeyError
+    assert encoder.present.all()
+
+
+def test_presence_is_not_part_of_the_state() -> None:
+    encoder, _ = build()
+    names = set(encoder.state_dict())
+    with encoder.without(0):
+        assert set(encoder.state_dict()) == names and "present" not in names
+        other, _ = build()
+        other.load_state_dict(encoder.state_dict())
+    assert other.present.all()
+
+
 # -- decoder ---------------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +415,6 @@ def test_precision_rounds_the_convolutions_and_nothing_else(precision: str) -> N
     other.load_state_dict(exact.state_dict())
     images = torch.randint(0, 256, (5, *scene.background.shape), dtype=torch.uint8)
     a, b = exact(images), other(images)
-    assert {value.dtype for value in vars(b).values()} == {torch.float32}
+    assert {value.dtype for value in vars(b).values() if value is not b.present} == {torch.float32}
     difference = float((a.uv - b.uv).abs().max().detach())
     assert difference == 0 if precision == "float32" else 0 < difference < 0.25 * exact.rows.stride
