@@ -84,7 +84,15 @@ class KeypointDecoder(nn.Module):
         :param own: (B,) bool, where each view is drawn from its own keypoints instead of the fused ones.
         :return: (B, n, 3, H, W) in [0, 1].
         """
-        maps = self.gaussian_maps(keypoints, encoder, views, camera_poses, own)
+        return self.draw(self.gaussian_maps(keypoints, encoder, views, camera_poses, own), views)
+
+    def draw(self, maps: Tensor, views: Tensor) -> Tensor:
+        """Draw some of the views from what the networks read.
+
+        :param maps: (B, n, K, h, w) at the resolution of the heat maps.
+        :param views: (n,) indices of the views.
+        :return: (B, n, 3, H, W) in [0, 1].
+        """
         size = (self.height, self.width)
         with convolve_in(self.config.precision, maps.device):
             if len(self.views) == 1:
@@ -145,7 +153,7 @@ def auxiliary_terms(
     """
     config, workspace = encoder.config, encoder.workspace
     noisy = encoder.with_noise(keypoints, camera_poses)
-    views = _views_to_decode(config.decoded_views, encoder.num_views, images.device)
+    views = views_to_decode(config.decoded_views, encoder.num_views, images.device)
     target = images[:, views].permute(0, 1, 4, 2, 3).float() / 255.0
     own = torch.rand(len(images), device=images.device) < config.own_view
     drawn = decoder(noisy, encoder, views, camera_poses, own)
@@ -160,8 +168,14 @@ def auxiliary_terms(
     return terms
 
 
-def _views_to_decode(count: int, views: int, device: torch.device) -> Tensor:
-    """Indices of the views to reconstruct: all, or ``count`` drawn anew."""
+def views_to_decode(count: int, views: int, device: torch.device) -> Tensor:
+    """Indices of the views to reconstruct: all, or ``count`` drawn anew.
+
+    :param count: how many; 0 is all.
+    :param views: V.
+    :param device: of the indices.
+    :return: (n,), ascending.
+    """
     if count == 0 or count >= views:
         return torch.arange(views, device=device)
     return torch.randperm(views)[:count].sort().values.to(device)

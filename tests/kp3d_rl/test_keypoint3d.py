@@ -324,11 +324,11 @@ def test_noise_is_a_share_of_the_spread_and_the_policys_pass_has_none() -> None:
 
 
 def test_decoded_views_draws_that_many_views_anew() -> None:
-    from kp3d_rl.reconstruction import _views_to_decode
+    from kp3d_rl.reconstruction import views_to_decode
 
-    drawn = {tuple(_views_to_decode(2, 3, torch.device("cpu")).tolist()) for _ in range(50)}
+    drawn = {tuple(views_to_decode(2, 3, torch.device("cpu")).tolist()) for _ in range(50)}
     assert drawn == {(0, 1), (0, 2), (1, 2)}
-    assert _views_to_decode(0, 3, torch.device("cpu")).tolist() == [0, 1, 2]
+    assert views_to_decode(0, 3, torch.device("cpu")).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
