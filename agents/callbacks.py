@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from torch import nn
 
-from agents.clipping import ClipConfig, GroupClipper
+from agents.clipping import ClipConfig, install_clippers
 from agents.extractors import KeypointExtractor
 from agents.seam import NonFiniteError
 from agents.unsupervised import UnsupervisedTrainer
@@ -22,11 +24,13 @@ class AuxiliaryConfig:
 
     :param joint: carry the loss in the policy's own updates.
     :param warmup_frames: environment steps with random actions before the first rollout; they count as steps. Where
-        that is more than half of the run, frames and steps of the warm-up shrink to half of it.
+        that is more than half of the run, frames and steps of the warm-up shrink to half of it. Off-policy, the
+        replay gets them too.
     :param warmup_steps: unsupervised steps on those frames before the first rollout.
-    :param steps_per_rollout: unsupervised steps before each later rollout.
+    :param steps_per_rollout: unsupervised steps before each later rollout; on-policy only.
     :param batch_size: frames per unsupervised step.
-    :param buffer_frames: how many of the latest frames the unsupervised steps draw from.
+    :param buffer_frames: how many of the latest frames the unsupervised steps draw from; off-policy they are given
+        back after the warm-up.
     :param final_scale: the loss's weight at the end of training relative to the start, linear in between.
     :param policy_gradient: share of the policy's gradient that reaches the encoder (1 as the original, 0 none).
     :param learning_rate: of encoder and decoder, relative to the policy's.
@@ -56,18 +60,65 @@ class AuxiliaryConfig:
             raise ValueError("auxiliary warmup_steps need warmup_frames to train on, got 0")
 
 
-class AuxiliaryCallback(BaseCallback):
-    """Trains the keypoints of a :class:`~agents.policies.KeypointPolicy` beside the policy.
+class _GradientCallback(BaseCallback):
+    """Clips and checks the gradients of every optimiser, and knows when it is time to log.
+
+    :param clip: largest norms.
+    :param period: off-policy, how many environment steps lie between two logs; on-policy every rollout is logged.
+    """
+
+    def __init__(self, clip: ClipConfig, period: int) -> None:
+        super().__init__()
+        self.clip, self.period = clip, period
+
+    def _install_clippers(self, encoder: Iterable[nn.Parameter] = ()) -> None:
+        """Hooks do not survive a load, so the clippers are installed at every training start."""
+        self.off_policy = isinstance(self.model, OffPolicyAlgorithm)
+        self.clippers = install_clippers(self.model.policy, encoder, self.clip, refuse_nonfinite)
+        self.clipper = self.clippers[0]
+        self._updates_seen = self.model._n_updates
+        self._period_start = self.model.num_timesteps
+
+    def _period_is_over(self) -> bool:
+        """Whether it is time to log; counts the updates that set the encoder's clip."""
+        if self.off_policy and self.model.num_timesteps - self._period_start < self.period:
+            return False
+        self.clipper.updates += self.model._n_updates > self._updates_seen
+        self._updates_seen = self.model._n_updates
+        self._period_start = self.model.num_timesteps
+        return True
+
+    def _log_norms(self) -> None:
+        for clipper in self.clippers:
+            for name, value in clipper.mean_norms().items():
+                self.logger.record(f"gradients/{name}", value)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self._log_norms()
+        for clipper in self.clippers:
+            clipper.remove()
+
+
+class AuxiliaryCallback(_GradientCallback):
+    """Trains the keypoints of a policy beside it: PPO's, SAC's or TQC's (:class:`~agents.policies.KeypointParts`).
 
     The gate opens at a rollout's end and closes at the next one's start, so only ``train()`` lies inside. Extra
     unsupervised steps run at a rollout's start, never after it: stored values and log-probabilities belong to the
     encoder that made them. They use the policy's own optimiser, so every encoder weight has one Adam state.
 
+    Off-policy, where a rollout may be a single step, the warm-up is the same, and its transitions go into the replay;
+    but there are no extra steps between rollouts, since the replay trains on old frames anyway.
+
     :param config: schedule, amounts and clips.
     :param quality_frames: frames on which quality is logged: spread over what was collected since the last training
-        step, so that none of them has been trained on.
+        step, so that none of them has been trained on. Off-policy: the last ones, which training may have drawn.
     :param should_stop: asked between unsupervised steps, which may take minutes.
     :param on_warmup_step: told after each step of the warm-up how many of how many are done.
+    :param period: off-policy, environment steps between two measurements of quality and gradient norms; on-policy
+        every rollout is measured.
     """
 
     def __init__(
@@ -76,12 +127,12 @@ class AuxiliaryCallback(BaseCallback):
         quality_frames: int = 128,
         should_stop: Callable[[], bool] = lambda: False,
         on_warmup_step: Callable[[int, int], None] = lambda done, total: None,
+        period: int = 1000,
     ) -> None:
-        super().__init__()
-        self.should_stop, self.on_warmup_step = should_stop, on_warmup_step
         self.config = config or AuxiliaryConfig()
+        super().__init__(self.config.clip, period)
+        self.should_stop, self.on_warmup_step = should_stop, on_warmup_step
         self.quality_frames = quality_frames
-        self.updating = False
 
     # -- SB3's hooks -------------------------------------------------------------------------------------------------
 
@@ -93,25 +144,27 @@ class AuxiliaryCallback(BaseCallback):
         self.unsupervised = UnsupervisedTrainer(
             self.model.policy, config.batch_size, config.buffer_frames, self.model.seed, self.quality_frames
         )
-        self._install_clipper()
-        if self.model.num_timesteps == 0 and self.config.warmup_frames:
-            # A short run keeps half of its steps for the policy; its warm-up shrinks as a whole.
-            share = min(1.0, 0.5 * self.model._total_timesteps / self.config.warmup_frames)
-            self._collect_random_frames(math.ceil(share * self.config.warmup_frames))
-            self.unsupervised.weigh_pixels()
-            self._log_quality()
-            self.logger.record("time/total_timesteps", self.model.num_timesteps, exclude="tensorboard")
-            self.logger.dump(self.model.num_timesteps)  # of the untrained encoder
-            steps = math.ceil(share * self.config.warmup_steps)
-            self.unsupervised.train(steps, self.on_warmup_step, self.should_stop)
+        self.gradient_norms: dict[str, float] = {}
+        self._install_clippers(self.auxiliary.parameters)
+        self.clipper.before_clip = self._measure
+        if self.model.num_timesteps == 0 and config.warmup_frames:
+            self._warm_up()
+        self._period_start = self.model.num_timesteps
+        if self.off_policy:
+            self.unsupervised.forget(4 * self.quality_frames)  # the replay has the frames
+            self.auxiliary.measure_next = config.joint
 
     def _on_rollout_start(self) -> None:
-        self.clipper.updates += self.updating
-        self.auxiliary.is_open = self.updating = False
+        self.auxiliary.is_open = False
         done = self.model.num_timesteps / max(1, self.model._total_timesteps)
         self.auxiliary.scale = 1.0 + (self.config.final_scale - 1.0) * min(1.0, done)
+        if not self._period_is_over():
+            return
         self._log_training()
-        if len(self.unsupervised.frames):
+        if self.off_policy:
+            self._log_quality()
+            self.auxiliary.measure_next = self.config.joint
+        elif len(self.unsupervised.frames):
             self.unsupervised.train(self.config.steps_per_rollout, should_stop=self.should_stop)
 
     def _on_step(self) -> bool:
@@ -119,31 +172,48 @@ class AuxiliaryCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        if self.clipper.updates == 0 and not self.config.warmup_frames:
+        if self.model._n_updates == 0 and not self.config.warmup_frames:
             self.unsupervised.weigh_pixels()
-        self._log_quality()
+        if not self.off_policy:
+            self._log_quality()
+            self.auxiliary.measure_next = self.config.joint
         self.auxiliary.is_open = self.config.joint
-        self.auxiliary.measure_next = self.config.joint
-        self.updating = True
 
     def _on_training_end(self) -> None:
-        self.auxiliary.is_open = self.updating = False
+        self.auxiliary.is_open = False
         self._log_training()
-        self.clipper.remove()
+        super()._on_training_end()
 
     # -- warm-up -----------------------------------------------------------------------------------------------------
 
+    def _warm_up(self) -> None:
+        """Random frames, what the untrained encoder makes of them, and unsupervised steps on them."""
+        # A short run keeps half of its steps for the policy; its warm-up shrinks as a whole.
+        share = min(1.0, 0.5 * self.model._total_timesteps / self.config.warmup_frames)
+        self._collect_random_frames(math.ceil(share * self.config.warmup_frames))
+        self.unsupervised.weigh_pixels()
+        self._log_quality()
+        self.logger.record("time/total_timesteps", self.model.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.model.num_timesteps)  # of the untrained encoder
+        steps = math.ceil(share * self.config.warmup_steps)
+        self.unsupervised.train(steps, self.on_warmup_step, self.should_stop)
+
     def _collect_random_frames(self, count: int) -> None:
         """Step the training environments with random actions, each held for some steps so that they get somewhere."""
-        env, held = self.training_env, None
+        env, model, held = self.training_env, self.model, None
         for step in range(math.ceil(count / env.num_envs)):
             if step and self.should_stop():
                 break
             if held is None or step % 8 == 0:
-                held = np.stack([self.model.action_space.sample() for _ in range(env.num_envs)])
-            self.unsupervised.add(env.step(held)[0])
-            self.model.num_timesteps += env.num_envs
-        self.model._last_obs = env.reset()
+                held = np.stack([model.action_space.sample() for _ in range(env.num_envs)])
+            observations, *rest = env.step(held)
+            self.unsupervised.add(observations)
+            if self.off_policy:  # also because these steps count towards SB3's learning_starts
+                model._store_transition(model.replay_buffer, model.policy.scale_action(held), observations, *rest)
+            model.num_timesteps += env.num_envs
+        model._last_obs = env.reset()
+        if model._vec_normalize_env is not None:
+            model._last_original_obs = model._vec_normalize_env.get_original_obs()
 
     # -- checks and logs ---------------------------------------------------------------------------------------------
 
@@ -152,25 +222,16 @@ class AuxiliaryCallback(BaseCallback):
         extractor = getattr(self.model.policy, "features_extractor", None)
         if not isinstance(extractor, KeypointExtractor) or extractor.auxiliary is None:
             raise UserError(
-                f"AuxiliaryCallback needs a policy with a KeypointExtractor (KeypointPolicy), "
-                f"got {type(self.model.policy).__name__} with {type(extractor).__name__}"
+                f"AuxiliaryCallback needs a policy with a KeypointExtractor (KeypointPolicy, KeypointSACPolicy, "
+                f"KeypointTQCPolicy), got {type(self.model.policy).__name__} with {type(extractor).__name__}"
             )
-        if self.model.max_grad_norm != math.inf:
+        common_clip = getattr(self.model, "max_grad_norm", math.inf)  # off-policy algorithms have none
+        if common_clip != math.inf:
             raise UserError(
                 f"SB3 would clip policy and encoder together: build the model with max_grad_norm=math.inf, "
-                f"got {self.model.max_grad_norm}"
+                f"got {common_clip}"
             )
         return extractor
-
-    def _install_clipper(self) -> None:
-        """Hooks do not survive a load, so the clipper is installed at every training start."""
-        encoder = self.auxiliary.parameters
-        own = {id(parameter) for parameter in encoder}
-        policy = [p for p in self.model.policy.parameters() if id(p) not in own]
-        self.clipper = GroupClipper(policy, encoder, self.config.clip, refuse_nonfinite)
-        self.clipper.before_clip = self._measure
-        self.gradient_norms: dict[str, float] = {}
-        self.clipper.install(self.model.policy.optimizer)
 
     def _measure(self) -> None:
         self.gradient_norms = self.auxiliary.gradient_norms() or self.gradient_norms
@@ -178,8 +239,7 @@ class AuxiliaryCallback(BaseCallback):
     def _log_training(self) -> None:
         for name, value in self.auxiliary.mean_terms().items():
             self.logger.record(f"auxiliary/{name}", value)
-        for name, value in self.clipper.mean_norms().items():
-            self.logger.record(f"gradients/{name}", value)
+        self._log_norms()
         for name, value in self.gradient_norms.items():
             self.logger.record(f"gradients/encoder_from_{name}", value)
 
@@ -189,30 +249,22 @@ class AuxiliaryCallback(BaseCallback):
             self.logger.record(name, value)
 
 
-class ClippingCallback(BaseCallback):
+class ClippingCallback(_GradientCallback):
     """The same measuring, checking and clipping of gradients for policies that have no keypoints.
 
-    :param config: its ``policy`` clip counts for all parameters.
+    :param config: its ``policy`` clip counts for all parameters of each optimiser.
+    :param period: off-policy, environment steps between two logs.
     """
 
-    def __init__(self, config: ClipConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or ClipConfig()
+    def __init__(self, config: ClipConfig | None = None, period: int = 1000) -> None:
+        super().__init__(config or ClipConfig(), period)
 
     def _on_training_start(self) -> None:
-        policy = self.model.policy
-        self.clipper = GroupClipper(policy.parameters(), (), self.config, refuse_nonfinite)
-        self.clipper.install(policy.optimizer)
+        self._install_clippers()
 
     def _on_rollout_start(self) -> None:
-        for name, value in self.clipper.mean_norms().items():
-            self.logger.record(f"gradients/{name}", value)
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_training_end(self) -> None:
-        self.clipper.remove()
+        if self._period_is_over():
+            self._log_norms()
 
 
 def refuse_nonfinite(group: str) -> None:

@@ -2,7 +2,8 @@
 
 SB3's PPO clips all of a policy's parameters by one common norm, so a large auxiliary gradient would shrink the policy's
 to nothing. Here SB3's own clipping is switched off (``max_grad_norm = inf``) and a hook on the optimiser clips the
-policy and the encoder with its decoder each on its own, as the original does (2.0, and max(5, 15 - 0.01 n)).
+policy and the encoder with its decoder each on its own, as the original does (2.0, and max(5, 15 - 0.01 n)). SAC and
+TQC, which SB3 does not clip at all, get the same on both of their optimisers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -23,9 +25,10 @@ from agents.seam import global_norm
 class ClipConfig:
     """Largest gradient norms.
 
-    :param policy: of actor and critic.
+    :param policy: of actor and critic; of each on its own where they have an optimiser each.
     :param encoder: of encoder and decoder together, at the first policy update.
-    :param encoder_decay: by how much that falls with every policy update.
+    :param encoder_decay: by how much that falls with every policy update (of SAC and TQC: with every period in which
+        the callback logs, about 1,000 environment steps).
     :param encoder_floor: what it does not fall below.
     """
 
@@ -53,6 +56,7 @@ class GroupClipper:
     :param encoder_parameters: encoder and decoder.
     :param config: the largest norms.
     :param on_nonfinite: called with the group's name when a gradient is NaN or Inf; expected to raise.
+    :param name: of the first group, "policy", or "actor" or "critic" where those have optimisers of their own.
     """
 
     def __init__(
@@ -61,8 +65,9 @@ class GroupClipper:
         encoder_parameters: Iterable[nn.Parameter],
         config: ClipConfig,
         on_nonfinite: Callable[[str], None],
+        name: str = "policy",
     ) -> None:
-        self.groups = {"policy": list(policy_parameters), "encoder": list(encoder_parameters)}
+        self.groups = {name: list(policy_parameters), "encoder": list(encoder_parameters)}
         self.config = config
         self.on_nonfinite = on_nonfinite
         self.before_clip: Callable[[], None] | None = None
@@ -88,8 +93,8 @@ class GroupClipper:
     def _on_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.before_clip is not None:
             self.before_clip()
-        limits = {"policy": self.config.policy, "encoder": self.config.encoder_at(self.updates)}
         for name, parameters in self.groups.items():
+            limit = self.config.encoder_at(self.updates) if name == "encoder" else self.config.policy
             gradients = [p.grad for p in parameters if p.grad is not None]
             if not gradients:
                 continue
@@ -97,8 +102,8 @@ class GroupClipper:
             if not norm < float("inf"):
                 self.on_nonfinite(name)
             self.norms[name].append(norm)
-            if norm > limits[name]:
-                torch._foreach_mul_(gradients, limits[name] / (norm + 1e-6))
+            if norm > limit:
+                torch._foreach_mul_(gradients, limit / (norm + 1e-6))
 
     def mean_norms(self) -> dict[str, float]:
         """Mean gradient norm of each group, before clipping, since the last call."""
@@ -106,3 +111,31 @@ class GroupClipper:
         for values in self.norms.values():
             values.clear()
         return means
+
+
+def install_clippers(
+    policy: BasePolicy,
+    encoder_parameters: Iterable[nn.Parameter],
+    config: ClipConfig,
+    on_nonfinite: Callable[[str], None],
+) -> list[GroupClipper]:
+    """Hook a clipper into every optimiser of a policy.
+
+    :param policy: on-policy, with one ``optimizer``, or off-policy, with one each of ``critic`` and ``actor``.
+    :param encoder_parameters: encoder and decoder, trained by the policy's or critic's optimiser; may be none.
+    :param config: the largest norms.
+    :param on_nonfinite: see :class:`GroupClipper`.
+    :return: the clipper of the optimiser that trains the encoder comes first.
+    """
+    if hasattr(policy, "critic"):
+        optimizers = {"critic": policy.critic.optimizer, "actor": policy.actor.optimizer}
+    else:
+        optimizers = {"policy": policy.optimizer}
+    encoder = list(encoder_parameters)
+    own = {id(parameter) for parameter in encoder}
+    clippers = []
+    for name, optimizer in optimizers.items():
+        rest = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+        clippers.append(GroupClipper(rest, () if clippers else encoder, config, on_nonfinite, name))
+        clippers[-1].install(optimizer)
+    return clippers

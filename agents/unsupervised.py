@@ -55,6 +55,14 @@ class UnsupervisedTrainer:
         self.frames.add(observations)
         self.fresh += len(observations["images"])
 
+    def forget(self, capacity: int) -> None:
+        """Give back the memory of all frames.
+
+        :param capacity: how many frames to keep from now on.
+        """
+        self.frames = FrameBuffer(capacity, self.frames.keys)
+        self.fresh = 0
+
     def train(
         self,
         steps: int,
@@ -89,7 +97,7 @@ class UnsupervisedTrainer:
         self.policy.decoder.weigh_pixels(torch.as_tensor(images, device=self.policy.device))
 
     def fresh_frames(self) -> dict[str, torch.Tensor]:
-        """Some of the frames that came since this was last asked, evenly spread; none has been trained on."""
+        """Some of the frames that came since this was last asked, evenly spread; :meth:`train` has drawn none yet."""
         frames = self.frames.last(self.fresh)
         self.fresh = 0
         count = len(frames["images"])
