@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import gymnasium as gym
+from stable_baselines3.common.policies import BasePolicy
 from tqdm import tqdm
 
-from envs.errors import UserError
+from experiments.ablations import Environments, conditions
 from experiments.building import load_policy, make_env, use_threads
 from experiments.cli import parse, run_main
-from experiments.evaluation import Evaluation, blacked_out, evaluate, evaluation_seeds
+from experiments.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, table
 from experiments.provenance import origin
 from experiments.runs import Run
 
@@ -33,7 +33,8 @@ class EvaluateConfig:
     :param envs: how many episodes are played at a time.
     :param checkpoint: step of the checkpoint; by default the newest.
     :param device: "auto" takes a GPU where there is one.
-    :param ablate: also evaluate the same policy on blacked-out views.
+    :param ablate: also evaluate the same policy on blacked-out views, on views of another state, without each of its
+        cameras, and with shuffled colours.
     """
 
     env: str | None = None
@@ -61,9 +62,12 @@ def main(argv: Sequence[str]) -> None:
     policy = load_policy(run, envs[0], checkpoint, config.device)
     print(f"{run.path}, checkpoint {checkpoint.step}: {config.episodes} episodes, deterministic")
     results = {}
-    for name, transform in conditions(config, envs[0]).items():
-        results[name] = measure(config, policy, envs, transform)
-        print(f"\n{name}", *("  " + line for line in results[name].lines()), sep="\n")
+    for name, condition in conditions(envs[0], config.ablate).items():
+        with condition(policy, envs) as (shown, transform):
+            results[name] = measure(config, policy, shown, transform, name)
+    print("\nas trained", *("  " + line for line in results["as trained"].lines()), sep="\n")
+    if config.ablate:
+        print("", *table(results), sep="\n")
     if not envs[0].get_wrapper_attr("defines_success"):  # known of a foreign environment after its first step only
         print(f"\nnote: '{run.config.env}' defines no success; read the return")
     write(run, config, checkpoint.step, results)
@@ -71,31 +75,19 @@ def main(argv: Sequence[str]) -> None:
         env.close()
 
 
-def conditions(config: EvaluateConfig, env: gym.Env) -> dict:
-    """What the policy is shown: its views, and on request black ones.
-
-    :param config: says what is asked for.
-    :param env: one of the environments.
-    :return: changes to a batch of observations, by name; None changes nothing.
-    :raises UserError: where views are to be blacked out and there are none.
-    """
-    found = {"as trained": None}
-    if config.ablate:
-        if "images" not in env.observation_space.spaces:
-            raise UserError("--ablate blacks out the views, but this run acts on the simulator's state")
-        found["blacked out"] = blacked_out
-    return found
-
-
-def measure(config: EvaluateConfig, policy, envs: Sequence[gym.Env], transform) -> Evaluation:  # noqa: ANN001
+def measure(
+    config: EvaluateConfig, policy: BasePolicy, envs: Environments, transform: Transform | None, name: str
+) -> Evaluation:
     """Play the block of evaluation seeds, with a progress bar on a terminal.
 
     :param config: how many episodes, and of which block.
     :param policy: SB3's, as :func:`experiments.building.load_policy` gives it.
     :param envs: to play in, side by side.
     :param transform: changes batched observations; None changes nothing.
+    :param name: of the condition, for the progress bar.
     """
-    with tqdm(total=config.episodes, unit="episode", leave=False, disable=not sys.stderr.isatty()) as bar:
+    shown = sys.stderr.isatty()
+    with tqdm(total=config.episodes, desc=name, unit="episode", leave=False, disable=not shown) as bar:
         return evaluate(
             lambda observation: policy.predict(observation, deterministic=True)[0],
             envs,

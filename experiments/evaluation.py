@@ -19,7 +19,8 @@ PERIODIC_SEED = 20_000_000
 
 Observation = dict[str, np.ndarray]
 Predict = Callable[[Observation], np.ndarray]
-Transform = Callable[[Observation], Observation]
+Transform = Callable[[Observation, Sequence[int]], Observation]
+"""Changes a batch of observations; it is told the seeds of the batch's episodes, which no two episodes share."""
 
 
 def evaluation_seeds(block: int, episodes: int) -> range:
@@ -113,10 +114,13 @@ def evaluate(
 
     :param predict: batched observation to batched action, deterministic.
     :param envs: environments of one kind, not vectorised: an episode must not start by itself.
-    :param seeds: of the episodes.
+    :param seeds: of the episodes, all different.
     :param transform: changes batched observations before the policy sees them (to black them out, say).
     :param on_episode: called when an episode has ended.
+    :raises ValueError: where two episodes have one seed: they would be one and the same.
     """
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("evaluation seeds must differ from each other")
     episodes: list[Episode] = []
     for start in range(0, len(seeds), len(envs)):
         group = list(zip(envs, seeds[start : start + len(envs)], strict=False))
@@ -138,7 +142,7 @@ def _play_together(
     while active:
         batch = stack([observations[i] for i in active])
         require_finite("observation", batch)
-        actions = predict(transform(batch) if transform else batch)
+        actions = predict(transform(batch, [group[i][1] for i in active]) if transform else batch)
         require_finite("action", actions)
         for i, action in zip(list(active), actions, strict=True):
             observations[i], reward, terminated, truncated, info = group[i][0].step(action)
@@ -156,6 +160,19 @@ def stack(observations: Sequence[Mapping[str, np.ndarray]]) -> Observation:
     return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
 
 
-def blacked_out(observation: Observation) -> Observation:
-    """The same observation with every view black: what a policy can do without seeing."""
-    return {key: np.zeros_like(value) if key == "images" else value for key, value in observation.items()}
+def table(results: Mapping[str, Evaluation]) -> list[str]:
+    """Evaluations side by side, one line each: success at the end with its interval, and the mean return.
+
+    :param results: by the name of what was evaluated.
+    """
+    rows = [("", "success_at_end", "95 % interval", "return")]
+    for name, result in results.items():
+        entry = result.summary()["success_at_end"]
+        low, high = (100 * bound for bound in entry["interval"])
+        share = f"{entry['k']}/{entry['n']} = {100 * entry['k'] / entry['n']:.1f} %"
+        rows.append((name, share, f"{low:.1f} to {high:.1f} %", f"{result.mean_return():.2f}"))
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]

@@ -19,8 +19,8 @@ from experiments.evaluation import (
     PERIODIC_SEED,
     Episode,
     Evaluation,
-    blacked_out,
     evaluate,
+    table,
 )
 from tests.dotworld import DotEnv
 from tests.experiments.conftest import run_in
@@ -54,7 +54,7 @@ def test_one_episode_per_seed_whatever_runs_side_by_side(envs: int) -> None:
 
 def test_the_policy_sees_what_the_transform_makes_of_it() -> None:
     seen = []
-    evaluate(lambda o: seen.append(o["x"]) or np.zeros(len(o["x"])), [Counter()], [4], lambda o: {"x": o["x"] + 10})
+    evaluate(lambda o: seen.append(o["x"]) or np.zeros(len(o["x"])), [Counter()], [4], lambda o, _: {"x": o["x"] + 10})
     assert [float(x[0, 0]) for x in seen] == [10, 11, 12, 13, 14]
 
 
@@ -88,16 +88,40 @@ def test_seed_ranges_are_disjoint() -> None:
     assert last < EVALUATION_SEED and EVALUATION_SEED + 1000 * 10_000 <= PERIODIC_SEED
 
 
-def test_blacked_out_touches_the_views_alone() -> None:
-    shown = blacked_out({"images": np.full((1, 2, 2), 9, np.uint8), "proprio": np.ones(3)})
-    assert shown["images"].max() == 0 and shown["images"].dtype == np.uint8 and shown["proprio"].min() == 1
+def test_the_transform_is_told_whose_observations_it_gets() -> None:
+    told = []
+
+    def transform(observation, seeds):
+        told.append((observation["x"][:, 0].tolist(), list(seeds)))
+        return observation
+
+    evaluate(lambda o: np.zeros(len(o["x"])), [Counter(), Counter()], [0, 2, 1], transform)
+    assert told == [([0, 0], [0, 2]), ([1], [2]), ([2], [2]), ([0], [1]), ([1], [1])]
+
+
+def test_two_episodes_cannot_share_a_seed() -> None:
+    with pytest.raises(ValueError, match="differ"):
+        evaluate(lambda o: np.zeros(len(o["x"])), [Counter()], [3, 4, 3])
+
+
+def test_the_table_has_a_line_for_each_evaluation() -> None:
+    results = {
+        name: Evaluation(tuple(Episode(i, False, True, i < k, 2.0 * k, 50) for i in range(10)))
+        for name, k in (("as trained", 7), ("blacked out", 0))
+    }
+    assert table(results) == [
+        "             success_at_end   95 % interval  return",
+        "as trained   7/10 = 70.0 %  39.7 to 89.2 %   14.00",
+        "blacked out   0/10 = 0.0 %   0.0 to 27.8 %    0.00",
+    ]
 
 
 def test_script_prints_and_writes(tiny_run: Path, workplace: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = ["--run", str(tiny_run), "--episodes", "3", "--envs", "2", "--ablate"]
+    arguments = ["--run", str(tiny_run), "--episodes", "3", "--envs", "2"]
     run_in(workplace, script.main, arguments)
     shown = capsys.readouterr().out
-    for word in ("as trained", "blacked out", "success_at_end", "success_once", "return", "/3 ="):
+    assert "blacked out" not in shown
+    for word in ("as trained", "success_at_end", "success_once", "return", "/3 ="):
         assert word in shown
     record = json.loads((tiny_run / "eval.json").read_text())
     seeds = [episode["seed"] for episode in record["results"]["as trained"]["episodes"]]
