@@ -111,8 +111,8 @@ def test_the_table_has_a_line_for_each_evaluation() -> None:
     }
     assert table(results) == [
         "             success_at_end   95 % interval  return",
-        "as trained   7/10 = 70.0 %  39.7 to 89.2 %   14.00",
-        "blacked out   0/10 = 0.0 %   0.0 to 27.8 %    0.00",
+        "as trained    7/10 = 70.0 %  39.7 to 89.2 %   14.00",
+        "blacked out    0/10 = 0.0 %   0.0 to 27.8 %    0.00",
     ]
 
 
