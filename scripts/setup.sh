@@ -66,8 +66,9 @@ install_project() {
             die "torch could not be installed from TORCH_INDEX=$TORCH_INDEX"
     fi
     say "installing the project and what it needs (minutes the first time, most of them for torch)"
-    # The warp renderer is always there: training must not stop where OpenGL is missing, and the tests compare the two.
-    $PY -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test,warp]" ||
+    # The warp renderer is always there: training must not stop where OpenGL is missing, and the tests compare the two;
+    # so is TQC, small as it is.
+    $PY -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test,warp,contrib]" ||
         die "pip could not install the project: see its message above, then run make again"
 }
 

@@ -167,7 +167,7 @@ def tree(wanted: list[Requirement], extras: frozenset[str], seen: set) -> Iterat
 
 def test_the_whole_tree_is_pinned():
     wanted = requirements()
-    names = set(tree(wanted[""] + wanted["test"] + wanted["warp"], frozenset(), set()))
+    names = set(tree(wanted[""] + wanted["test"] + wanted["warp"] + wanted["contrib"], frozenset(), set()))
     assert {"werkzeug", "warp-lang", "pluggy"} <= names, "the walk reaches what others need"
     assert sorted(name for name in names - set(pins()) if not UNPINNED.match(name)) == []
 
@@ -334,7 +334,7 @@ def test_setup_without_opengl_says_what_to_type_and_goes_on(checkout):
     done = checkout.setup(OPENGL_EXIT="1")
     assert done.returncode == 0 and checkout.stamped
     assert "sudo apt-get install libegl1" in done.stderr and "MuJoCo Warp" in done.stderr
-    assert "[test,warp]" in checkout.log.read_text(), "the renderer that needs no OpenGL is installed"
+    assert "[test,warp,contrib]" in checkout.log.read_text(), "the renderer that needs no OpenGL is installed"
 
 
 def test_torch_can_come_from_another_index(checkout):
