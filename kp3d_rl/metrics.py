@@ -102,6 +102,41 @@ def view_disagreement(points: Tensor, weights: Tensor | None = None) -> Tensor:
     return (pair * distance).sum(-2) / pair.sum(-2)
 
 
+def own_bodies(keypoints: object, bodies: object, confident: object = None) -> np.ndarray:
+    """Each keypoint's own body: the one that it is nearest to most often.
+
+    :param keypoints: (T, K, 3) fused keypoints, metres.
+    :param bodies: (T, B, 3) positions of bodies, metres, in the same frame.
+    :param confident: (T, K) or (K,) bool, which sightings count; None counts all.
+    :return: (K,) indices of bodies.
+    """
+    keypoints, bodies, valid = _sightings(keypoints, bodies, confident)
+    on_body = _nearest(keypoints, bodies)[..., None] == np.arange(bodies.shape[1])  # (T, K, B)
+    return (on_body & valid[..., None]).sum(0).argmax(-1)
+
+
+def moving_bodies(bodies: object, moved: float = 0.05) -> np.ndarray:
+    """Which bodies are not always in the same place.
+
+    :param bodies: (T, B, 3) metres; over several episodes, a thing that stands elsewhere in each has moved too.
+    :param moved: metres between the extremes of a body's path, from which on it has moved.
+    :return: (B,) bool.
+    """
+    return np.linalg.norm(np.ptp(np.asarray(bodies, np.float64), axis=0), axis=-1) >= moved
+
+
+def median_distances(keypoints: object, bodies: object, own: object) -> np.ndarray:
+    """How far each keypoint is from a body of its own, in the median over frames.
+
+    :param keypoints: (T, K, 3) metres.
+    :param bodies: (T, B, 3) metres.
+    :param own: (K,) the index of each keypoint's body, as :func:`own_bodies` gives it.
+    :return: (K,) metres.
+    """
+    keypoints, bodies, _ = _sightings(keypoints, bodies, None)
+    return np.median(np.linalg.norm(keypoints - bodies[:, np.asarray(own, int)], axis=-1), axis=0)
+
+
 def same_body_share(
     keypoints: object,
     bodies: object,
@@ -121,13 +156,9 @@ def same_body_share(
     :param apart: metres from the own body, within which another body makes a frame ambiguous.
     :return: in [0, 1]; NaN where nothing counts.
     """
-    keypoints, bodies = np.asarray(keypoints, np.float64), np.asarray(bodies, np.float64)
-    frames, count, total = keypoints.shape[0], keypoints.shape[1], bodies.shape[1]
-    valid = np.broadcast_to(True if confident is None else np.asarray(confident, bool), (frames, count))
-    nearest = np.linalg.norm(keypoints[:, :, None] - bodies[:, None], axis=-1).argmin(-1)  # (T, K)
-    on_body = nearest[..., None] == np.arange(total)  # (T, K, B)
-    own = (on_body & valid[..., None]).sum(0).argmax(-1)  # (K,)
-    moves = np.linalg.norm(np.ptp(bodies, axis=0), axis=-1) >= moved  # (B,)
+    keypoints, bodies, valid = _sightings(keypoints, bodies, confident)
+    nearest, own, total = _nearest(keypoints, bodies), own_bodies(keypoints, bodies, valid), bodies.shape[1]
+    moves = moving_bodies(bodies, moved)
     gaps = np.linalg.norm(bodies[:, :, None] - bodies[:, None], axis=-1) + np.diag(np.full(total, np.inf))
     clear = gaps.min(-1, initial=np.inf) >= apart  # (T, B)
     counted = valid & moves[own] & clear[:, own]
@@ -178,6 +209,19 @@ def interquartile_mean(values: object) -> float:
     values = np.sort(np.asarray(values, np.float64).ravel())
     cut = len(values) // 4
     return float(values[cut : len(values) - cut].mean()) if len(values) else math.nan
+
+
+def _sightings(keypoints: object, bodies: object, confident: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keypoints (T, K, 3) and bodies (T, B, 3) as numbers, and which sightings (T, K) count."""
+    keypoints, bodies = np.asarray(keypoints, np.float64), np.asarray(bodies, np.float64)
+    valid = np.broadcast_to(True if confident is None else np.asarray(confident, bool), keypoints.shape[:2])
+    return keypoints, bodies, valid
+
+
+def _nearest(keypoints: np.ndarray, bodies: np.ndarray) -> np.ndarray:
+    """(T, K) index of the body that each keypoint (T, K, 3) is nearest to; one body at a time, to save memory."""
+    squared = [((keypoints - bodies[:, None, body]) ** 2).sum(-1) for body in range(bodies.shape[1])]
+    return np.argmin(squared, axis=0)
 
 
 def _episodes(values: object, dims: int, what: str) -> np.ndarray:

@@ -12,6 +12,9 @@ from kp3d_rl.metrics import (
     bootstrap_mean_interval,
     constant_probe,
     interquartile_mean,
+    median_distances,
+    moving_bodies,
+    own_bodies,
     ridge_probe,
     same_body_share,
     split_episodes,
@@ -150,6 +153,39 @@ def test_same_body_share_leaves_out_frames_in_which_bodies_touch():
     keypoints[:, 2] = bodies[:, 2]
     assert same_body_share(keypoints, bodies) == 1
     assert same_body_share(keypoints, bodies, apart=0.0) < 1
+
+
+def test_own_bodies_distances_and_moves_agree_with_loops():
+    rng = np.random.default_rng(3)
+    bodies = rng.normal(size=(40, 5, 3))
+    bodies[:, 3] = bodies[0, 3] + 0.01 * rng.normal(size=(40, 3))  # hardly moves
+    keypoints = bodies[:, rng.integers(5, size=7)] + 0.5 * rng.normal(size=(40, 7, 3))
+    confident = rng.random((40, 7)) < 0.7
+    own, median = own_bodies(keypoints, bodies, confident), median_distances(keypoints, bodies, [1] * 7)
+    for k in range(7):
+        votes = [0] * 5
+        for t in range(40):
+            if confident[t, k]:
+                votes[min(range(5), key=lambda b: math.dist(keypoints[t, k], bodies[t, b]))] += 1
+        assert own[k] == votes.index(max(votes))
+        assert median[k] == pytest.approx(np.median([math.dist(keypoints[t, k], bodies[t, 1]) for t in range(40)]))
+    for moved in (0.05, 0.5):
+        for b in range(5):
+            low, high = ([f(bodies[t, b, axis] for t in range(40)) for axis in range(3)] for f in (min, max))
+            assert moving_bodies(bodies, moved)[b] == (math.dist(low, high) >= moved)
+
+
+def test_keypoints_glued_to_bodies_are_at_no_distance_and_on_their_own_body():
+    bodies, _ = bodies_and_keypoints()
+    keypoints = torch.tensor(bodies[:, [2, 0, 1, 0]])
+    own = own_bodies(keypoints, torch.tensor(bodies))
+    assert own.tolist() == [2, 0, 1, 0] and median_distances(keypoints, bodies, own).max() == 0
+    assert moving_bodies(bodies).tolist() == [True, False, True] and moving_bodies(bodies, moved=2).sum() == 0
+    keypoints[:8, 0] = torch.tensor(bodies[:8, 1])  # 8 of 21 frames elsewhere: the median does not care
+    assert own_bodies(keypoints, bodies)[0] == 2 and median_distances(keypoints, bodies, own)[0] == 0
+    only_those = np.zeros((21, 4), bool)
+    only_those[:8] = True
+    assert own_bodies(keypoints, bodies, only_those)[0] == 1
 
 
 @pytest.mark.parametrize("k, n", [(0, 10), (10, 10), (3, 7), (19, 20), (50, 100), (0, 1), (1, 1)])
