@@ -15,6 +15,8 @@ DRAWN_GROUPS = 3
 _UNSET = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
 """The colour of a geom that has none of its own: where it has a material, it shows that one's."""
 
+_XYZ_FROM_RGB = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
 
 @dataclass(frozen=True)
 class ColourSlot:
@@ -62,6 +64,24 @@ def colour_slots(model: mujoco.MjModel) -> list[ColourSlot]:
             shown.setdefault((from_material, material if from_material else geom), []).append(geom)
     ordered = sorted(shown.items(), key=lambda item: (not item[0][0], item[0][1]))
     return [ColourSlot(material, index, tuple(geoms)) for (material, index), geoms in ordered]
+
+
+def colour_difference(first: Sequence[float], second: Sequence[float]) -> float:
+    """How different two colours look: the CIE 1976 distance in L*a*b* (2 is just noticeable, 100 is black on white).
+
+    :param first: (3,) sRGB red, green and blue in [0, 1].
+    :param second: likewise.
+    """
+    return float(np.linalg.norm(_lab(first) - _lab(second)))
+
+
+def _lab(colour: Sequence[float]) -> np.ndarray:
+    """(3,) sRGB in [0, 1] to CIE L*, a*, b* under D65 (IEC 61966-2-1 and CIE 15)."""
+    rgb = np.asarray(colour, dtype=np.float64)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = _XYZ_FROM_RGB @ linear / (_XYZ_FROM_RGB @ np.ones(3))
+    x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 class ShuffledColours(gym.Wrapper):

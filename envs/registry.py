@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gymnasium as gym
+import numpy as np
 
 from envs.cameras import CameraSpec, WorkspaceSpec, load_cameras
 from envs.errors import UserError, unknown
@@ -21,7 +22,7 @@ def register_task(env_id: str) -> Callable[[type[gym.Env]], type[gym.Env]]:
     """Class decorator: register a state task, seen from its cameras, under an id, here and in Gymnasium.
 
     The class is built without arguments and has the attributes ``cameras``, ``workspace``, ``movable`` and ``horizon``
-    (see :class:`envs.tasks.arm.ArmEnv`).
+    (see :class:`envs.tasks.arm.ArmEnv`). If its scene can be redrawn, it has a method ``redraw(seed)``.
 
     :param env_id: what users type.
     :raises ValueError: if the id is taken.
@@ -52,6 +53,7 @@ def make(
     width: int = 64,
     observe: Sequence[str] = ("images", "proprio"),
     renderer: str = "auto",
+    redraw: int | None = None,
 ) -> MultiViewObservation:
     """Make an environment that is seen from several cameras.
 
@@ -62,14 +64,20 @@ def make(
     :param width: image width, pixels.
     :param observe: which of images, proprio, state are observed.
     :param renderer: auto, gl or warp.
-    :raises UserError: for an unknown environment, camera, observation or renderer, or a faulty cameras file.
+    :param redraw: seed of another scene for the same task: new colours, another start of the arm, and the task's own
+        cameras at other places (those of a file stay). None: the task's own scene.
+    :raises UserError: for an unknown environment, camera, observation or renderer, a faulty cameras file, or an
+        environment that cannot be redrawn.
     """
     from envs.multiview import MultiViewObservation
 
     if env_id in _TASKS:
-        specs, workspace = _task_cameras(env_id, _TASKS[env_id], cameras)
         env = _TASKS[env_id]()
+        _redraw(env_id, env, redraw)
+        specs, workspace = _task_cameras(env_id, env, cameras)
     else:
+        if redraw is not None and env_id in gym.registry:
+            raise UserError(f"{env_id} cannot be redrawn: it is not a task of this project")
         specs, workspace = _foreign_cameras(env_id, cameras)
         env = _make_foreign(env_id)
     return MultiViewObservation(
@@ -84,9 +92,17 @@ def make(
     )
 
 
-def _task_cameras(
-    env_id: str, task: type[gym.Env], cameras: str | Path | None
-) -> tuple[Sequence[CameraSpec], WorkspaceSpec]:
+def _redraw(env_id: str, env: gym.Env, seed: int | None) -> None:
+    if seed is None:
+        return
+    if not hasattr(env, "redraw"):
+        raise UserError(f"{env_id} cannot be redrawn: its task has no method 'redraw'")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise UserError(f"redraw is {seed!r}; it must be a whole number of at least 0")
+    env.redraw(int(seed))
+
+
+def _task_cameras(env_id: str, task: gym.Env, cameras: str | Path | None) -> tuple[Sequence[CameraSpec], WorkspaceSpec]:
     if cameras is None:
         return task.cameras, task.workspace
     if _is_file(cameras):

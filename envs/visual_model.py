@@ -192,9 +192,7 @@ class VisualModel:
         """(nbody,) bool: bodies that can move, or that the task names as movable, and all that hangs on them."""
         movable = (self.model.body_jntnum > 0) | (self.model.body_mocapid >= 0)
         movable[[self.body_id(name, "movable body") for name in named]] = True
-        for body in range(1, self.model.nbody):  # parents come before children
-            movable[body] |= movable[self.model.body_parentid[body]]
-        return movable
+        return with_children(self.model, movable)
 
     def _body_moves(self, name: str) -> bool:
         return bool(self._movable_bodies(())[self.body_id(name)])
@@ -205,6 +203,14 @@ class VisualModel:
             return frame_moves
         tracks_frame = self.body_id(camera.body) == self._origin_body and camera.follow == "track"
         return not tracks_frame
+
+
+def with_children(model: mujoco.MjModel, bodies: np.ndarray) -> np.ndarray:
+    """(nbody,) bool: the bodies that are marked in ``bodies`` (nbody,), and all that hangs on them."""
+    found = bodies.copy()
+    for body in range(1, model.nbody):  # parents come before children
+        found[body] |= found[model.body_parentid[body]]
+    return found
 
 
 def body_names(model: mujoco.MjModel) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.cameras import CameraSpec, WorkspaceSpec
+from envs.redraw import redraw_box, redraw_cameras, redraw_colours
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CONTROL_STEP = 0.05  # seconds: 20 actions per second
@@ -34,6 +35,8 @@ class ArmEnv(gym.Env):
     metadata = {"render_modes": [], "render_fps": round(1 / CONTROL_STEP)}
     cameras: tuple[CameraSpec, ...] = ()
     workspace: WorkspaceSpec
+    start: WorkspaceSpec
+    """the box in which the gripper starts, inside the workspace"""
     movable: tuple[str, ...] = ()
     probe_bodies: tuple[str, ...] = ("end_effector",)
     horizon: int = 50
@@ -58,11 +61,8 @@ class ArmEnv(gym.Env):
 
     # What a task defines.
 
-    def place(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw a start: move the task's things in ``self.model`` and ``self.data``.
-
-        :return: (3,) where the gripper starts, world metres, inside the workspace box.
-        """
+    def place(self, rng: np.random.Generator) -> None:
+        """Draw a start: move the task's things in ``self.model`` and ``self.data``."""
         raise NotImplementedError
 
     def reward(self) -> float:
@@ -79,12 +79,26 @@ class ArmEnv(gym.Env):
 
     # What is the same for all of them.
 
+    def redraw(self, seed: int) -> None:
+        """Become another scene of the same task: colours, the gripper's start and the cameras are drawn from a seed.
+
+        To be called before the environment is looked at; from then on all stays as it is, over all episodes.
+
+        :param seed: the same one gives the same scene.
+        """
+        colours, start, cameras = (np.random.default_rng([seed, part]) for part in range(3))
+        redraw_colours(self.model, self.movable, colours)
+        own = type(self)
+        self.start = redraw_box(own.start, self.workspace, start)
+        self.cameras = redraw_cameras(own.cameras, self.workspace, cameras)
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Start an episode; the same seed gives the same episode."""
         super().reset(seed=seed)
         mujoco.mj_resetDataKeyframe(self.model, self.data, self.model.key("home").id)
         self._elapsed = 0
-        start = self.place(self.np_random)
+        self.place(self.np_random)
+        start = self.np_random.uniform(-1.0, 1.0, 3) * self.start.half_extents + self.start.centre
         self._settle(np.clip(start, self._low, self._high))
         return self._observation(), self._info()
 

@@ -21,6 +21,7 @@ class ReachEnv(ArmEnv):
     """Reach with simulator state: proprio, the ball, and the way to it (see :class:`~envs.tasks.arm.ArmEnv`)."""
 
     workspace = WorkspaceSpec(centre=_CENTRE, half_extents=(0.22, 0.22, 0.17))
+    start = WorkspaceSpec(centre=_CENTRE, half_extents=START_HALF_EXTENTS)
     cameras = (
         CameraSpec("left", position=(0.885, 0.78, 0.465), look_at=(0.525, 0.043, 0.147)),
         CameraSpec("right", position=(0.885, -0.78, 0.465), look_at=(0.525, -0.043, 0.147)),
@@ -33,9 +34,8 @@ class ReachEnv(ArmEnv):
     def __init__(self) -> None:
         super().__init__("reach.xml")
 
-    def place(self, rng: np.random.Generator) -> np.ndarray:
+    def place(self, rng: np.random.Generator) -> None:
         self.data.mocap_pos[self._target_mocap] = rng.uniform(-1.0, 1.0, 3) * TARGET_HALF_EXTENTS + _CENTRE
-        return rng.uniform(-1.0, 1.0, 3) * START_HALF_EXTENTS + _CENTRE
 
     @property
     def target(self) -> np.ndarray:
