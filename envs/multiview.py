@@ -153,6 +153,16 @@ class MultiViewObservation(gym.Wrapper):
         """(V, 4, 4) float32 ``world_from_camera`` of this instant, workspace frame."""
         return self._synced().poses().astype(np.float32)
 
+    def scripted_action(self) -> np.ndarray:
+        """(A,) what the task's own scripted policy, which sees the simulator's state, does now.
+
+        :raises UserError: where the task has none.
+        """
+        script = getattr(self.unwrapped, "scripted_action", None)
+        if script is None:
+            raise UserError(f"{type(self.unwrapped).__name__} has no scripted policy")
+        return script()
+
     def _synced(self) -> VisualModel:
         self._visual.sync(self.unwrapped.model, self.unwrapped.data)
         return self._visual

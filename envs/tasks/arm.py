@@ -29,7 +29,8 @@ class ArmEnv(gym.Env):
     through a weld, as in Meta-World and Fetch. An episode always lasts ``horizon`` steps and is then truncated.
 
     A task subclasses this and says where things start (:meth:`place`), what they mean (:meth:`reward`,
-    :meth:`success`) and what a policy without eyes would have to know (:meth:`task_state`).
+    :meth:`success`) and what a policy without eyes would have to know (:meth:`task_state`). If it knows how to solve
+    itself, it has a method ``scripted_action() -> (4,)``, which pretraining can play episodes with.
     """
 
     metadata = {"render_modes": [], "render_fps": round(1 / CONTROL_STEP)}
@@ -133,6 +134,17 @@ class ArmEnv(gym.Env):
         opening = self.data.qpos[self._fingers].mean() / FINGER_STROKE * 2.0 - 1.0
         position = self.workspace.normalise(self.end_effector)
         return np.concatenate([position, velocity[3:] * (CONTROL_STEP / ACTION_SCALE), [opening]]).astype(np.float32)
+
+    def towards(self, point: np.ndarray, closing: float = -1.0) -> np.ndarray:
+        """The action that brings the end effector straight to a point, as fast as it may move.
+
+        :param point: (3,) world metres.
+        :param closing: of the gripper: 1 shut, -1 open.
+        :return: (4,) float32 in [-1, 1].
+        """
+        step = (np.asarray(point) - self.end_effector) / ACTION_SCALE
+        step /= max(1.0, np.abs(step).max())  # all axes alike, so that the way is straight
+        return np.append(step, closing).astype(np.float32)
 
     def _settle(self, start: np.ndarray) -> None:
         """Bring the gripper to its start and to rest, before the episode begins."""

@@ -57,6 +57,10 @@ class ReachEnv(ArmEnv):
         target = self.workspace.normalise(self.target)
         return np.concatenate([target, target - self.workspace.normalise(self.end_effector)]).astype(np.float32)
 
+    def scripted_action(self) -> np.ndarray:
+        """(4,) float32: straight to the ball, the gripper open."""
+        return self.towards(self.target)
+
     @property
     def _target_mocap(self) -> int:
         return self.model.body("target").mocapid[0]

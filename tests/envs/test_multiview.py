@@ -204,3 +204,22 @@ def test_poses_and_positions_are_those_of_the_state_not_of_the_last_step():
     place = np.array([0.5, 0.1, 0.3])
     env.unwrapped.data.mocap_pos[env.unwrapped.model.body("target").mocapid[0]] = place
     np.testing.assert_allclose(env.body_positions(["target"])[0], place, atol=1e-12)
+
+
+@pytest.mark.parametrize("redraw", [None, 0, 1])
+def test_a_tasks_scripted_policy_solves_it_through_the_wrapper(redraw):
+    env = make("reach-multiview", observe=("proprio",), redraw=redraw)
+    solved = 0
+    for seed in range(100 if redraw is None else 20):
+        env.reset(seed=seed)
+        for _ in range(env.horizon):
+            info = env.step(env.scripted_action())[4]
+        solved += info["is_success"]
+    assert solved >= (95 if redraw is None else 19)
+    wrapped = gym.wrappers.TimeLimit(env, 10)
+    np.testing.assert_array_equal(wrapped.get_wrapper_attr("scripted_action")(), env.unwrapped.scripted_action())
+
+
+def test_a_task_without_a_scripted_policy_says_so(reacher):
+    with pytest.raises(UserError, match="ReacherEnv has no scripted policy"):
+        reacher.scripted_action()

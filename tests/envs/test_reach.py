@@ -14,12 +14,6 @@ def env():
     return ReachEnv()
 
 
-def towards(env, point):
-    """A scripted policy: straight to the point, gripper open."""
-    step = np.clip((point - env.end_effector) / ACTION_SCALE, -1, 1)
-    return np.append(step, -1.0).astype(np.float32)
-
-
 def put_target(env, point):
     env.data.mocap_pos[env.model.body("target").mocapid[0]] = point
 
@@ -33,16 +27,29 @@ def test_scripted_policy_solves_it_within_30_steps(env):
     for seed in range(100):
         env.reset(seed=seed)
         for _ in range(30):
-            info = env.step(towards(env, env.target))[4]
+            info = env.step(env.scripted_action())[4]
         successes += info["is_success"]
     assert successes >= 99
+
+
+def test_scripted_policy_moves_straight_at_full_speed(env):
+    env.reset(seed=0)
+    start = env.end_effector.copy()
+    target = start + np.array([0.1, -0.2, 0.05])
+    put_target(env, target)
+    action = env.scripted_action()
+    assert action.dtype == np.float32 and env.action_space.contains(action)
+    np.testing.assert_allclose(action, [0.5, -1.0, 0.25, -1.0], atol=1e-6)
+    put_target(env, start + [0.02, 0, 0])
+    np.testing.assert_allclose(env.scripted_action(), [0.5, 0, 0, -1.0], atol=1e-6)  # and does not overshoot
+    assert env.towards(start, closing=0.5)[3] == 0.5
 
 
 def test_reaches_every_corner_of_the_box_to_a_centimetre(env):
     for corner in env.workspace.corners():
         env.reset(seed=0)
         for _ in range(40):
-            env.step(towards(env, corner))
+            env.step(env.towards(corner))
         assert np.linalg.norm(env.end_effector - corner) < 0.01
         axes = env.data.xmat[env.model.body("end_effector").id].reshape(3, 3)
         assert axes[2, 2] < -0.999  # the gripper still points straight down
@@ -148,7 +155,7 @@ def test_reward_is_bounded_falls_with_distance_and_is_known_at_two_points(env):
 def test_reward_and_success_belong_to_the_state_after_the_step(env):
     env.reset(seed=1)
     for _ in range(8):
-        state, reward, _, _, info = env.step(towards(env, env.target))
+        state, reward, _, _, info = env.step(env.scripted_action())
         distance = np.linalg.norm((state[7:10] - state[:3]) * env.workspace.half_extents)
         assert reward == pytest.approx(1 - 0.5 * (np.tanh(distance / 0.2) + np.tanh(distance / 0.05)), abs=1e-5)
         assert info["is_success"] == (distance < SUCCESS_DISTANCE)
@@ -171,7 +178,7 @@ def test_what_is_told_is_the_state_itself_not_the_last_substep(env):
 
 def test_episodes_end_by_truncation_only(env):
     env.reset(seed=0)
-    ends = [env.step(towards(env, env.target))[2:4] for _ in range(env.horizon)]
+    ends = [env.step(env.scripted_action())[2:4] for _ in range(env.horizon)]
     assert not any(terminated for terminated, _ in ends)
     assert [truncated for _, truncated in ends] == [False] * (env.horizon - 1) + [True]
 
