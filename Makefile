@@ -6,7 +6,7 @@ TASK := $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(if $(SEED),--seed 
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate video preview doctor test lint clean
+.PHONY: help setup train evaluate probe video preview doctor test lint clean
 
 help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ train: setup ## train 3D keypoints and a policy together: make train ENV=reach-m
 
 evaluate: setup ## success and return of a run on fixed seeds: make evaluate ENV=… RUN=…
 	@exec $(PYTHON) -m experiments.evaluate $(TASK) $(ARGS)
+
+probe: setup ## what a run's keypoints are worth, against the simulator: make probe ENV=… RUN=…
+	@exec $(PYTHON) -m experiments.probe $(TASK) $(ARGS)
 
 video: setup ## an mp4 of a run with its keypoints drawn in: make video ENV=… RUN=…
 	@exec $(PYTHON) -m experiments.video $(TASK) $(ARGS)

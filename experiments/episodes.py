@@ -1,0 +1,157 @@
+"""Episodes of a policy as arrays: what keypoints are judged on, and what the representation is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+
+from agents.vec_env import require_finite
+from envs.errors import UserError
+from experiments.evaluation import Observation, Predict, stack
+
+HELD_STEPS = 8
+"""For how many steps a random action is held, so that it gets somewhere; as in the warm-up of training."""
+
+Behaviour = Literal["random", "scripted", "mixed"]
+Act = Callable[[int, Observation], np.ndarray]
+"""Number of the step in the episode and observation to action."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """E episodes, each seen at T instants that are spread evenly over it.
+
+    :param images: (E, T, V, H, W, 3) uint8.
+    :param camera_poses: (E, T, V, 4, 4) where cameras move, else None.
+    :param bodies: (E, T, B, 3) positions of named bodies, metres, workspace frame.
+    :param body_names: the B names.
+    """
+
+    images: np.ndarray
+    camera_poses: np.ndarray | None
+    bodies: np.ndarray
+    body_names: tuple[str, ...]
+
+    def positions(self, names: Sequence[str]) -> np.ndarray:
+        """(E, T, len(names), 3) positions of some of the bodies, metres."""
+        return self.bodies[:, :, [self.body_names.index(name) for name in names]]
+
+
+def act_randomly(env: gym.Env, seed: int) -> Act:
+    """Random actions, each held for some steps.
+
+    :param env: whose action space is drawn from.
+    :param seed: of the draws.
+    """
+    env.action_space.seed(seed)
+    held: list[np.ndarray] = []
+
+    def act(step: int, observation: Observation) -> np.ndarray:
+        if step % HELD_STEPS == 0 or not held:
+            held[:] = [env.action_space.sample()]
+        return held[0]
+
+    return act
+
+
+def act_by_script(env: gym.Env) -> Act:
+    """The task's own script.
+
+    :param env: of the task.
+    :raises UserError: where the task has none.
+    """
+    require_script(env)
+    return lambda step, observation: env.get_wrapper_attr("scripted_action")()
+
+
+def act_by(predict: Predict) -> Act:
+    """A policy's actions.
+
+    :param predict: batched observation to batched action.
+    """
+    return lambda step, observation: predict(stack([observation]))[0]
+
+
+def require_script(env: gym.Env) -> None:
+    """Refuse a task that does not know how it is solved.
+
+    :raises UserError: with what there is instead.
+    """
+    if not hasattr(env.unwrapped, "scripted_action"):
+        raise UserError(f"{type(env.unwrapped).__name__} has no scripted_action: take policy random")
+
+
+def behaviour(name: Behaviour, env: gym.Env, seed: int, number: int) -> Act:
+    """How one episode is acted.
+
+    :param name: "mixed" acts at random in every other episode and by script in the others.
+    :param env: of the episode.
+    :param seed: of the episode.
+    :param number: of the episode, from 0.
+    """
+    by_script = name == "scripted" or (name == "mixed" and number % 2 == 1)
+    return act_by_script(env) if by_script else act_randomly(env, seed)
+
+
+def collect(
+    env: gym.Env,
+    seeds: Sequence[int],
+    act: Callable[[int, int], Act],
+    steps: int,
+    instants: int,
+    names: Sequence[str],
+    on_episode: Callable[[int, int], None] = lambda done, total: None,
+) -> Episodes:
+    """Play one episode for each seed and keep some instants of it.
+
+    :param env: a ``MultiViewObservation`` that observes images.
+    :param seeds: of the episodes.
+    :param act: from seed and number of an episode to its actions.
+    :param steps: longest part of an episode that is played.
+    :param instants: T, how many are kept of each; of an episode with fewer, some are kept twice.
+    :param names: of the bodies whose positions are kept.
+    :param on_episode: told after each episode how many of how many are done.
+    """
+    space = env.observation_space.spaces
+    moving = "camera_poses" in space
+    images = np.empty((len(seeds), instants, *space["images"].shape), np.uint8)
+    poses = np.empty((len(seeds), instants, *space["camera_poses"].shape), np.float32) if moving else None
+    bodies = np.empty((len(seeds), instants, len(names), 3))
+    for number, seed in enumerate(seeds):
+        moments = list(_play(env, seed, act(seed, number), steps, names))
+        chosen = np.linspace(0, len(moments) - 1, instants).round().astype(int)
+        for instant, (observation, positions) in enumerate(moments[index] for index in chosen):
+            images[number, instant], bodies[number, instant] = observation["images"], positions
+            if poses is not None:
+                poses[number, instant] = observation["camera_poses"]
+        on_episode(number + 1, len(seeds))
+    return Episodes(images, poses, bodies, tuple(names))
+
+
+def visible_bodies(env: gym.Env, wanted: Sequence[str] = ()) -> list[str]:
+    """Names of the bodies that a keypoint can sit on: those with a shape, and those that are asked for.
+
+    :param env: a ``MultiViewObservation``.
+    :param wanted: bodies that are of interest though they may be but a frame, such as the point between two fingers.
+    """
+    model = env.unwrapped.model
+    return [name for name in env.get_wrapper_attr("body_names") if name in wanted or model.body(name).geomnum[0]]
+
+
+def _play(
+    env: gym.Env, seed: int, act: Act, steps: int, names: Sequence[str]
+) -> Iterator[tuple[Observation, np.ndarray]]:
+    """Observation and body positions at the reset and after each step."""
+    observation, _ = env.reset(seed=int(seed))
+    over = False
+    for step in range(steps + 1):
+        require_finite("observation", stack([observation]))
+        yield observation, env.get_wrapper_attr("body_positions")(names)
+        if over or step == steps:
+            return
+        observation, _, terminated, truncated, _ = env.step(act(step, observation))
+        over = terminated or truncated

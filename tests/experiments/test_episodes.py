@@ -1,0 +1,73 @@
+"""Episodes as arrays: who acts, which instants are kept, and where the bodies are."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs import registry
+from envs.errors import UserError
+from experiments.episodes import HELD_STEPS, act_by, act_randomly, behaviour, collect, visible_bodies
+
+
+@pytest.fixture(scope="module")
+def reach():
+    with contextlib.closing(registry.make("reach-multiview", height=16, width=16)) as env:
+        yield env
+
+
+def test_random_actions_are_held_and_belong_to_the_seed(reach) -> None:
+    act = act_randomly(reach, 5)
+    first = [act(step, {}) for step in range(2 * HELD_STEPS)]
+    assert all((action == first[0]).all() for action in first[:HELD_STEPS])
+    assert all((action == first[-1]).all() for action in first[HELD_STEPS:]) and (first[0] != first[-1]).any()
+    again = act_randomly(reach, 5)
+    assert (again(0, {}) == first[0]).all() and (act_randomly(reach, 6)(0, {}) != first[0]).any()
+
+
+def test_mixed_takes_turns_and_a_missing_script_is_one_line(reach, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(reach.unwrapped), "scripted_action", lambda self: np.full(4, 0.25), raising=False)
+    for name, by_script in (("random", [False, False]), ("mixed", [False, True]), ("scripted", [True, True])):
+        actions = [behaviour(name, reach, 3, number)(0, {}) for number in range(2)]
+        assert [bool((action == 0.25).all()) for action in actions] == by_script
+    monkeypatch.delattr(type(reach.unwrapped), "scripted_action")
+    with pytest.raises(UserError, match="ReachEnv has no scripted_action"):
+        behaviour("scripted", reach, 3, 0)
+
+
+def test_instants_are_spread_over_each_episode(reach) -> None:
+    names, told = ["target", "end_effector"], []
+
+    def shown(images: np.ndarray) -> np.ndarray:
+        return images.reshape(len(images), -1)
+
+    act = act_by(lambda observation: np.full((1, 4), 0.5))
+    every = collect(reach, [7], lambda seed, number: act, 6, 7, names)
+    some = collect(reach, [7, 8], lambda seed, number: act, 6, 3, names, lambda *done: told.append(done))
+    assert every.images.shape == (1, 7, 3, 16, 16, 3) and some.bodies.shape == (2, 3, 2, 3)
+    assert (shown(some.images[0]) == shown(every.images[0, [0, 3, 6]])).all() and told == [(1, 2), (2, 2)]
+    np.testing.assert_allclose(some.positions(["end_effector"])[0, :, 0], every.bodies[0, [0, 3, 6], 1])
+    longer = collect(reach, [7], lambda seed, number: act, 80, 2, names)  # the episode ends after 50 steps
+    reach.reset(seed=7)
+    for _ in range(50):
+        reach.step(np.full(4, 0.5))
+    np.testing.assert_allclose(longer.positions(["end_effector"])[0, 1], reach.body_positions(["end_effector"]))
+    repeated = collect(reach, [7], lambda seed, number: act, 1, 4, names)  # fewer instants than are wanted
+    assert (shown(repeated.images[0])[[0, 3]] == shown(every.images[0])[[0, 1]]).all()
+
+
+def test_only_what_shows_can_be_sat_on(reach) -> None:
+    assert "hand_target" not in visible_bodies(reach) and "target" in visible_bodies(reach)
+    assert "end_effector" not in visible_bodies(reach) and "end_effector" in visible_bodies(reach, ["end_effector"])
+
+
+def test_cameras_that_move_are_kept() -> None:
+    with contextlib.closing(
+        registry.make("Reacher-v5", cameras=Path(__file__).with_name("wrist.yaml"), height=16, width=16)
+    ) as env:
+        episodes = collect(env, [1, 2], lambda seed, number: behaviour("random", env, seed, number), 5, 3, ["target"])
+    assert episodes.camera_poses.shape == (2, 3, 2, 4, 4)
+    assert np.ptp(episodes.camera_poses[0, :, 0, :3, 3], axis=0).max() > 1e-4
