@@ -108,6 +108,30 @@ def gaussian_maps(uv: Tensor, sigma: Tensor, height: Tensor, grid_rows: CellGrid
     return (height.unsqueeze(-1) * rows).unsqueeze(-1) * columns.unsqueeze(-2)
 
 
+def pool_to_cells(values: Tensor, grid_rows: CellGrid, grid_cols: CellGrid, offset: Tensor) -> Tensor:
+    """What lies in each cell: the mean of an image over a square of one stride around the cell's centre.
+
+    :param values: (..., H, W) float image; 0 is assumed outside.
+    :param offset: (..., 2) pixels, (left, top) in that image of what the network saw.
+    :return: (..., h, w).
+    """
+    height, width = values.shape[-2:]
+    stride = int(grid_rows.stride)
+    # Entry i of the pooled image is the mean around pixel coordinate i + 0.5 stride - pad, so a cell's centre is at
+    # index centre - 0.5 stride + pad, between two entries in general.
+    pad = stride - 1
+    padded = torch.nn.functional.pad(values.reshape(-1, 1, height, width), (pad, pad, pad, pad))
+    pooled = torch.nn.functional.avg_pool2d(padded, stride, 1)
+    rows = grid_rows.centres(values) + offset[..., 1:] - 0.5 * stride + pad
+    columns = grid_cols.centres(values) + offset[..., :1] - 0.5 * stride + pad
+    y = 2.0 * rows / (pooled.shape[-2] - 1) - 1.0
+    x = 2.0 * columns / (pooled.shape[-1] - 1) - 1.0
+    y, x = y.unsqueeze(-1).expand(*y.shape, x.shape[-1]), x.unsqueeze(-2).expand(*y.shape, x.shape[-1])
+    places = torch.stack([x, y], -1).reshape(len(pooled), *x.shape[-2:], 2)
+    found = torch.nn.functional.grid_sample(pooled, places, align_corners=True)
+    return found.view(x.shape)
+
+
 def entropy(heat: Tensor) -> Tensor:
     """Shannon entropy of a heat map in nats: 0 for one cell, log(h * w) for a flat map. (..., h, w) -> (...)."""
     return -(heat * heat.clamp(min=torch.finfo(heat.dtype).tiny).log()).sum((-2, -1))

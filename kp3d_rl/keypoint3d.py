@@ -103,6 +103,8 @@ class Keypoints:
     :param view_points: (B, V, K, 3) world metres, each view's own.
     :param points: (B, K, 3) world metres, fused over the present views.
     :param present: (V,) bool, which views count.
+    :param heat: (B, V, K, h, w) each view's heat maps, summing to 1, on the cells of what the encoder saw.
+    :param offset: (B, V, 2) pixels, (left, top) of what the encoder saw in the rig's image.
     """
 
     uv: Tensor
@@ -112,6 +114,8 @@ class Keypoints:
     view_points: Tensor
     points: Tensor
     present: Tensor
+    heat: Tensor
+    offset: Tensor
 
     @property
     def fused_confidence(self) -> Tensor:
@@ -209,13 +213,24 @@ class Keypoint3D(nn.Module):
         heat = softmax2d(self._scaled(heat_logits))
         near, far = self._depth_range(rig)
         depth = near[..., None] + (far - near)[..., None] * expected_value(heat, torch.sigmoid(depth_logits))
-        uv, width = soft_argmax(heat, self.rows, self.columns), spread(heat, self.rows, self.columns)
-        confidence = self._confidence(heat_logits)
+        uv, window = soft_argmax(heat, self.rows, self.columns), rig
         if offset is None:
-            return self._lift(rig, uv, depth, width, confidence)
-        window = rig.crop(offset[..., 1], offset[..., 0], self.height, self.width)
-        keypoints = self._lift(window, uv, depth, width, confidence)
-        return dataclasses.replace(keypoints, uv=uv + offset.unsqueeze(-2))
+            offset = uv.new_zeros(*uv.shape[:2], 2)
+        else:
+            window = rig.crop(offset[..., 1], offset[..., 0], self.height, self.width)
+        view_points = window.unproject(uv, depth)
+        confidence = self._confidence(heat_logits)
+        return Keypoints(
+            uv=uv + offset.unsqueeze(-2),
+            depth=depth,
+            spread=spread(heat, self.rows, self.columns),
+            confidence=confidence,
+            view_points=view_points,
+            points=self._fuse(view_points, confidence),
+            present=self.present,
+            heat=heat,
+            offset=offset,
+        )
 
     def with_noise(self, keypoints: Keypoints, camera_poses: Tensor | None = None) -> Keypoints:
         """The same keypoints with (u, v) displaced by a share of each heat map's own spread.
@@ -231,7 +246,9 @@ class Keypoint3D(nn.Module):
         noise = (self.config.noise * torch.randn_like(keypoints.uv)).clamp(-1.0, 1.0)
         rig = self.rig if camera_poses is None else self.rig.with_poses(camera_poses)
         uv = keypoints.uv + keypoints.spread * noise
-        return self._lift(rig, uv, keypoints.depth, keypoints.spread, keypoints.confidence)
+        view_points = rig.unproject(uv, keypoints.depth)
+        points = self._fuse(view_points, keypoints.confidence)
+        return dataclasses.replace(keypoints, uv=uv, view_points=view_points, points=points)
 
     def _heat_and_depth_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B V, 3, H, W) to two (B, V, K, h, w), each view through its own or the shared network."""
@@ -258,9 +275,7 @@ class Keypoint3D(nn.Module):
         mean = heat_logits.mean((-2, -1))
         return torch.softmax(mean if self.config.confidence else torch.zeros_like(mean), dim=-1)
 
-    def _lift(self, rig: Rig, uv: Tensor, depth: Tensor, spread: Tensor, confidence: Tensor) -> Keypoints:
-        """Unproject each view's keypoints and fuse those of the present views, weighted by confidence."""
-        view_points = rig.unproject(uv, depth)
+    def _fuse(self, view_points: Tensor, confidence: Tensor) -> Tensor:
+        """Fuse the present views' keypoints, weighted by confidence: (B, V, K, 3) to (B, K, 3)."""
         # Never quite 0 for a view that is present: where all of them were, the missing one would count as much.
-        weights = confidence.clamp(min=1e-20) * self.present.unsqueeze(-1)
-        return Keypoints(uv, depth, spread, confidence, view_points, fuse(view_points, weights), self.present)
+        return fuse(view_points, confidence.clamp(min=1e-20) * self.present.unsqueeze(-1))

@@ -21,11 +21,15 @@ class LossWeights:
     :param reconstruction: weight of the mean squared error of the decoded views (pixel values in [0, 1]).
     :param multiview: weight of the disagreement between the views' 3D points.
     :param separation: weight of the penalty on keypoints in one place.
+    :param coverage: weight of the penalty on foreground that no heat map covers (needs a background image).
+    :param variance: weight of the heat maps' variance.
     """
 
     reconstruction: float = 50.0
     multiview: float = 5.0
     separation: float = 0.2
+    coverage: float = 0.2
+    variance: float = 0.5
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -102,6 +106,35 @@ def separation_loss(points: Tensor, sharpness: float = 1000.0) -> Tensor:
     """
     squared = ((points.unsqueeze(-2) - points.unsqueeze(-3)) ** 2).sum(-1)
     return torch.mean(1.0 / (sharpness * squared + 1.0))
+
+
+def coverage_loss(heat: Tensor, foreground: Tensor) -> Tensor:
+    """How badly the keypoints together cover what is to be seen: KL divergence of their mean heat map from it.
+
+    Reconstruction alone finds small things late or never: until some keypoint follows a ball, the decoder does best to
+    leave the ball out, and until the decoder draws it, nothing asks a keypoint to follow. This term asks at once. With
+    :func:`variance_loss`, which lets each heat map cover one place only, keypoints divide the foreground among
+    themselves. The two resemble KeypointNet's silhouette and variance losses (Suwajanakorn et al., NeurIPS 2018); its
+    silhouette loss keeps keypoints on the object, this one also leaves no part without one.
+
+    :param heat: (..., K, h, w) heat maps, each summing to 1.
+    :param foreground: (..., h, w) share of each cell that is foreground, at least 0.
+    :return: scalar, at least 0 up to rounding; views that show no foreground add nothing.
+    """
+    wanted = foreground / foreground.sum((-2, -1), keepdim=True).clamp(min=1e-6)
+    covered = heat.mean(-3).clamp(min=1e-5)  # a bounded logarithm: a gradient of at most 1e5 times a cell's share
+    return (torch.special.xlogy(wanted, wanted) - wanted * covered.log()).sum((-2, -1)).mean()
+
+
+def variance_loss(spread: Tensor, height: int, width: int) -> Tensor:
+    """Mean variance of the heat maps, in units of half the image's sides (KeypointNet's L_var).
+
+    :param spread: (..., 2) standard deviation along u and v, pixels.
+    :param height: of the image, pixels.
+    :param width: likewise.
+    :return: scalar.
+    """
+    return (spread / spread.new_tensor([width / 2, height / 2])).square().sum(-1).mean()
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:

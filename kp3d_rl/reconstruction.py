@@ -8,9 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kp3d_rl.heatmaps import gaussian_maps
+from kp3d_rl.heatmaps import gaussian_maps, pool_to_cells
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoints
-from kp3d_rl.losses import multiview_loss, pixel_weights, reconstruction_loss, separation_loss
+from kp3d_rl.losses import (
+    coverage_loss,
+    multiview_loss,
+    pixel_weights,
+    reconstruction_loss,
+    separation_loss,
+    variance_loss,
+)
 from kp3d_rl.networks import LAYERS, ViewDecoder, convolve_in
 
 FOREGROUND = 0.1
@@ -54,6 +61,15 @@ class KeypointDecoder(nn.Module):
         """
         if self.config.weigh_pixels and self.has_background:
             self.pixel_weights.copy_(pixel_weights(images))
+
+    def foreground(self, images: Tensor) -> Tensor:
+        """Where a view differs from the background.
+
+        :param images: (B, V, H, W, 3) uint8.
+        :return: (B, V, H, W) bool.
+        """
+        background = (self.background * 255.0).round().to(torch.int16).permute(0, 2, 3, 1)
+        return (images.to(torch.int16) - background).abs().amax(-1) > 255.0 * FOREGROUND
 
     def error_weights(self, images: Tensor, views: Tensor) -> Tensor:
         """What the error of each pixel counts for: more where something rare is seen, 1 where the background is.
@@ -149,7 +165,8 @@ def auxiliary_terms(
     :param keypoints: noise-free keypoints of the batch; the spread-sized noise is added here.
     :param images: (B, V, H, W, 3) uint8 the batch itself.
     :param camera_poses: (B, V, 4, 4) where cameras move.
-    :return: ``reconstruction`` and ``separation``, and in three dimensions ``multiview``.
+    :return: ``reconstruction``, ``separation`` and ``variance``, with a background ``coverage``, and in three
+        dimensions ``multiview``.
     """
     config, workspace = encoder.config, encoder.workspace
     noisy = encoder.with_noise(keypoints, camera_poses)
@@ -165,6 +182,11 @@ def auxiliary_terms(
     else:
         size = noisy.uv.new_tensor([encoder.width / 2, encoder.height / 2])
         terms["separation"] = separation_loss(noisy.uv / size)
+    terms["variance"] = variance_loss(keypoints.spread, encoder.height, encoder.width)
+    if decoder.has_background:
+        seen = decoder.foreground(images).float()
+        cells = pool_to_cells(seen, encoder.rows, encoder.columns, keypoints.offset)
+        terms["coverage"] = coverage_loss(keypoints.heat, cells)
     return terms
 
 

@@ -10,11 +10,13 @@ from kp3d_rl.heatmaps import (
     entropy,
     expected_value,
     gaussian_maps,
+    pool_to_cells,
     soft_argmax,
     softmax2d,
     spread,
     standardise,
 )
+from kp3d_rl.networks import FAST_LAYERS, PAPER_LAYERS, grids
 
 STACKS = {
     "original": ([(4, 2, 0), (3, 2, 0), (4, 2, 0)], 108),
@@ -218,3 +220,22 @@ def test_standardising_is_sharper_on_a_rare_response_than_on_a_common_one():
     common[:4] = 1.0
     assert softmax2d(3.0 * standardise(rare))[2, 3] > 0.99
     assert softmax2d(3.0 * standardise(common)).max() < 0.05
+
+
+@pytest.mark.parametrize("layers", [FAST_LAYERS, PAPER_LAYERS])
+def test_pooling_to_cells_is_the_mean_around_each_centre_also_in_a_window(layers) -> None:  # noqa: ANN001
+    """Against a naive loop over cells; half-integer centres fall between pixels' squares, hence whole ones only."""
+    rows, columns = grids(layers, 64, 72)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 64, 72, generator=generator)
+    offset = torch.tensor([[0.0, 0.0], [3.0, -2.0]])
+    found = pool_to_cells(image, rows, columns, offset)
+    stride = int(rows.stride)
+    for n in range(2):
+        padded = torch.nn.functional.pad(image[n], (40, 40, 40, 40))
+        for i, y in enumerate(rows.centres().tolist()):
+            for j, x in enumerate(columns.centres().tolist()):
+                top, left = y + offset[n, 1] - stride / 2 + 40, x + offset[n, 0] - stride / 2 + 40
+                assert top == int(top) and left == int(left)
+                naive = padded[int(top) : int(top) + stride, int(left) : int(left) + stride].mean()
+                assert found[n, i, j] == pytest.approx(float(naive), abs=1e-5)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 
 from kp3d_rl.losses import (
     LossWeights,
+    coverage_loss,
     multiview_loss,
     pixel_weights,
     reconstruction_loss,
     separation_loss,
+    variance_loss,
     weighted_sum,
 )
 
@@ -96,3 +99,30 @@ def test_weighted_sum_uses_each_weight_and_refuses_unknown_terms() -> None:
 def test_weights_must_be_numbers_of_at_least_zero(bad: float) -> None:
     with pytest.raises(ValueError, match="'multiview'"):
         LossWeights(multiview=bad)
+
+
+def test_coverage_is_the_divergence_of_the_mean_heat_map_from_the_foreground() -> None:
+    """Against scipy's entropy; views without foreground add nothing."""
+    generator = torch.Generator().manual_seed(0)
+    heat = torch.rand(2, 3, 4, 5, 5, generator=generator).flatten(-2).softmax(-1).unflatten(-1, (5, 5))
+    seen = torch.rand(2, 3, 5, 5, generator=generator)
+    seen[0, 1] = 0.0
+    naive = [
+        0.0 if seen[b, v].sum() == 0 else entropy(seen[b, v].flatten().numpy(), heat[b, v].mean(0).flatten().numpy())
+        for b in range(2)
+        for v in range(3)
+    ]
+    assert float(coverage_loss(heat, seen)) == pytest.approx(np.mean(naive), abs=1e-5)
+
+
+def test_coverage_falls_when_a_keypoint_takes_the_part_that_none_had() -> None:
+    seen = torch.zeros(4, 4)
+    seen[0, 0] = seen[3, 3] = 1.0
+    both_here, one_each = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
+    both_here[:, 0, 0] = one_each[0, 0, 0] = one_each[1, 3, 3] = 1.0
+    assert coverage_loss(one_each, seen) < 1e-6 < coverage_loss(both_here, seen)
+
+
+def test_variance_is_in_half_image_sides() -> None:
+    spread = torch.tensor([[[8.0, 3.0]]])
+    assert float(variance_loss(spread, 12, 32)) == pytest.approx((8 / 16) ** 2 + (3 / 6) ** 2)
