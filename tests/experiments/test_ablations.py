@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from agents.offpolicy import KeypointSACPolicy
+from agents.policies import KeypointPolicy
+from agents.scene import Scene
 from envs.errors import UserError
 from envs.registry import make
 from experiments import evaluate as script
@@ -152,6 +155,25 @@ def test_a_missing_camera_is_left_out_of_the_fusion_of_keypoint_policies_alone()
     assert present == [[True, False, True], [True] * 3, [True] * 3] and encoder.present.all()
     with pytest.raises(RuntimeError), found["without camera camera0"](None, envs):
         raise RuntimeError
+
+
+@pytest.mark.parametrize("policy_class", [KeypointPolicy, KeypointSACPolicy])
+def test_leaving_a_camera_out_reaches_what_the_policy_does(policy_class: type) -> None:
+    torch.manual_seed(0)
+    env = DotEnv()
+    config = Keypoint3DConfig(keypoints=2, width=4, decoder_width=8)
+    policy = policy_class(env.observation_space, env.action_space, lambda _: 1e-3, scene=Scene.of(env), encoder=config)
+    policy.set_training_mode(False)
+    observation = {key: value[None] for key, value in env.reset(seed=0)[0].items()}
+
+    def act(shown):  # noqa: ANN001, ANN202
+        return policy.predict(shown, deterministic=True)[0]
+
+    with conditions(env, True)["without camera camera2"](policy, [env]) as (_, transform):
+        shown = transform(observation, [0])
+        without = act(shown)
+    assert not np.array_equal(without, act(shown))  # the black view counts again
+    assert not np.array_equal(without, act(observation))
 
 
 def test_shuffled_colours_are_restored_even_after_a_failure() -> None:
