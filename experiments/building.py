@@ -1,32 +1,26 @@
-"""From a configuration to environments and models."""
+"""From a configuration to environments and devices, and what must agree between a run and an environment."""
 
 from __future__ import annotations
 
 import functools
-import math
 import os
-from typing import Any
 
 import gymnasium as gym
 import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.policies import KeypointPolicy, PixelPolicy
 from agents.scene import Scene
 from agents.vec_env import NormalizeReward, make_vec_env
 from envs import registry
 from envs.errors import UserError
-from experiments.config import TrainConfig
+from experiments.config import RunConfig, TrainConfig
 from experiments.runs import Checkpoint, Run
-from kp3d_rl.keypoint3d import Keypoint3DConfig
 
 SEEDS_PER_RUN = 1000
 """Training seed s resets environment i with 1000 s + i; evaluations use other ranges (see evaluation.py)."""
 
 
-def make_env(config: TrainConfig) -> gym.Env:
+def make_env(config: RunConfig) -> gym.Env:
     """One environment that observes what the run's encoder needs.
 
     :param config: of the run.
@@ -39,62 +33,16 @@ def make_env(config: TrainConfig) -> gym.Env:
         width=config.image_size,
         observe=observe,
         renderer=config.renderer,
+        redraw=config.redraw,
     )
 
 
 def make_training_env(config: TrainConfig) -> VecEnv:
     """The run's environments side by side, seeded, rewards normalised if asked for."""
     env: VecEnv = make_vec_env([functools.partial(make_env, config) for _ in range(config.envs)])
-    return NormalizeReward(env, config.ppo.gamma) if config.ppo.normalize_reward else env
-
-
-def build_model(config: TrainConfig, env: VecEnv, scene: Scene | None) -> PPO:
-    """PPO with the policy that the encoder kind asks for, as SB3 ships it.
-
-    :param config: of the run.
-    :param env: its environments.
-    :param scene: their cameras; None for the state encoder.
-    """
-    policy, extra = _policy(config, scene)
-    ppo = config.ppo
-    model = PPO(
-        policy,
-        env,
-        learning_rate=lambda left: ppo.learning_rate * (ppo.final_learning_rate * (1 - left) + left),
-        n_steps=ppo.steps,
-        batch_size=ppo.batch_size,
-        n_epochs=ppo.epochs,
-        gamma=ppo.gamma,
-        gae_lambda=ppo.gae_lambda,
-        clip_range=ppo.clip_range,
-        ent_coef=ppo.entropy,
-        vf_coef=ppo.value,
-        max_grad_norm=math.inf,  # gradients are clipped by group, in the callbacks
-        target_kl=ppo.target_kl or None,
-        policy_kwargs={
-            "net_arch": {"pi": [ppo.hidden] * 2, "vf": [ppo.hidden] * 2},
-            "log_std_init": ppo.log_std,
-            **extra,
-        },
-        seed=config.seed,
-        device=choose_device(config.device),
-    )
-    env.seed(SEEDS_PER_RUN * config.seed)  # PPO's own seeding would let neighbouring seeds share episodes
-    return model
-
-
-def _policy(config: TrainConfig, scene: Scene | None) -> tuple[Any, dict[str, Any]]:
-    """Policy class and its extra arguments."""
-    if config.encoder.kind == "keypoint3d":
-        fields = {name: getattr(config.encoder, name) for name in Keypoint3DConfig.__dataclass_fields__}
-        extra = {
-            "scene": scene,
-            "encoder": Keypoint3DConfig(**fields),
-            "policy_gradient_scale": config.auxiliary.policy_gradient,
-            "learning_rate_scale": config.auxiliary.learning_rate,
-        }
-        return KeypointPolicy, extra
-    return (PixelPolicy if config.encoder.kind == "pixels" else "MultiInputPolicy"), {}
+    # A replay would mix rewards of different scales.
+    normalize = config.algorithm == "ppo" and config.ppo.normalize_reward
+    return NormalizeReward(env, config.ppo.gamma) if normalize else env
 
 
 def choose_device(name: str) -> str:
@@ -122,34 +70,6 @@ def use_threads(count: int) -> None:
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(count or allowed or 1)
-
-
-def load_policy(run: Run, env: gym.Env | VecEnv, checkpoint: Checkpoint, device: str = "auto") -> ActorCriticPolicy:
-    """Rebuild a run's policy for acting.
-
-    :param run: the run.
-    :param env: an environment like those that it was trained in.
-    :param checkpoint: its weights.
-    :param device: where to put it.
-    :raises UserError: where cameras, image size or K of run, weights and environment differ; both values are named.
-    """
-    scene = None if run.config.encoder.kind == "state" else Scene.of(env)
-    require_same_scene(run, scene)
-    require_same_keypoints(run, checkpoint)
-    policy, extra = _policy(run.config, scene)
-    ppo = run.config.ppo
-    if isinstance(policy, str):
-        policy = PPO.policy_aliases[policy]
-    net_arch = {"pi": [ppo.hidden] * 2, "vf": [ppo.hidden] * 2}
-    built = policy(env.observation_space, env.action_space, lambda _: 0.0, net_arch=net_arch, **extra)
-    try:
-        built.load_state_dict(checkpoint.policy)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"checkpoint {checkpoint.step} of {run.path} does not fit its config.yaml: {first}") from None
-    built.to(choose_device(device))
-    built.set_training_mode(False)
-    return built
 
 
 def require_same_scene(run: Run, scene: Scene | None) -> None:

@@ -117,7 +117,7 @@ class SACConfig:
     :param gradient_steps: gradient steps in each phase.
     :param batch_size: transitions per gradient step.
     :param buffer_size: transitions kept for replay; each frame is kept once.
-    :param learning_starts: environment steps with random actions, after the warm-up, before the first phase.
+    :param learning_starts: environment steps, those of the warm-up included, before the first phase.
     :param learning_rate: of Adam, for actor, critics and entropy coefficient.
     :param gamma: discount.
     :param tau: share of the critics that their targets take over per gradient step.

@@ -52,17 +52,11 @@ def estimate(config: TrainConfig, model: BaseAlgorithm, folder: Path) -> Estimat
     env.close()
     with torch.random.fork_rng():
         update = _time_update(config, model, observation)
-    ppo, auxiliary = config.ppo, config.auxiliary
-    rollouts = config.total_steps / (ppo.envs * ppo.steps)
-    updates = rollouts * ppo.epochs * (ppo.envs * ppo.steps // ppo.batch_size)
-    if config.encoder.kind == "keypoint3d":
-        share = min(1.0, 0.5 * config.total_steps / max(1, auxiliary.warmup_frames))
-        extra = share * auxiliary.warmup_steps + rollouts * auxiliary.steps_per_rollout
-        updates += extra * auxiliary.batch_size / ppo.batch_size
+    updates = _updates(config)
     evaluated = _times(config, config.log.evaluate_every) * config.log.evaluation_episodes * horizon
     seconds = (config.total_steps + evaluated) * act + updates * update
     frame = sum(value.nbytes for value in observation.values()) / len(next(iter(observation.values())))
-    frames = ppo.envs * ppo.steps + (auxiliary.buffer_frames if config.encoder.kind == "keypoint3d" else 0)
+    frames = _frames_kept(config)
     weights = 4 * sum(parameter.numel() for parameter in model.policy.parameters())
     return Estimate(
         seconds,
@@ -70,6 +64,30 @@ def estimate(config: TrainConfig, model: BaseAlgorithm, folder: Path) -> Estimat
         int(_times(config, config.log.checkpoint_every) * 3 * weights + 2 * MEGABYTE),
         shutil.disk_usage(folder).free,
     )
+
+
+def _updates(config: TrainConfig) -> float:
+    """Gradient steps of the algorithm, and unsupervised ones in units of those."""
+    auxiliary, joint = config.auxiliary, config.encoder.kind == "keypoint3d"
+    share = min(1.0, 0.5 * config.total_steps / max(1, auxiliary.warmup_frames))
+    extra = share * auxiliary.warmup_steps if joint and config.pretrained is None else 0.0
+    if config.algorithm != "ppo":
+        sac = config.sac
+        phases = max(0, config.total_steps - sac.learning_starts) / (sac.envs * sac.steps)
+        return phases * sac.gradient_steps + extra * auxiliary.batch_size / sac.batch_size
+    ppo = config.ppo
+    rollouts = config.total_steps / (ppo.envs * ppo.steps)
+    extra += rollouts * auxiliary.steps_per_rollout if joint else 0.0
+    updates = rollouts * ppo.epochs * (ppo.envs * ppo.steps // ppo.batch_size)
+    return updates + extra * auxiliary.batch_size / ppo.batch_size
+
+
+def _frames_kept(config: TrainConfig) -> int:
+    """Observations that rollouts, replay and unsupervised steps hold at a time."""
+    if config.algorithm != "ppo":
+        return 0  # the replay is counted by itself, where it is allocated
+    buffer = config.auxiliary.buffer_frames if config.encoder.kind == "keypoint3d" else 0
+    return config.ppo.envs * config.ppo.steps + buffer
 
 
 def _times(config: TrainConfig, interval: int) -> int:
@@ -91,23 +109,34 @@ def _time_step(env, steps: int = 20):  # noqa: ANN001, ANN202
 
 
 def _time_update(config: TrainConfig, model: BaseAlgorithm, observation: dict) -> float:
-    """Seconds of one forward and backward pass of policy and auxiliary loss over a minibatch."""
-    policy, size = model.policy, config.ppo.batch_size
+    """Seconds of one gradient step of policy and auxiliary loss on a minibatch, or a little less."""
+    size = config.ppo.batch_size if config.algorithm == "ppo" else config.sac.batch_size
     batch = {key: value.repeat_interleave(size, 0) for key, value in to_tensors(observation, model.device).items()}
     actions = torch.zeros(size, *model.action_space.shape, device=model.device)
+    model.policy.set_training_mode(True)
     times = []
-    policy.set_training_mode(True)
     for _ in range(2):
         started = time.perf_counter()
+        _passes(config, model, batch, actions).backward()
+        times.append(time.perf_counter() - started)
+    model.policy.zero_grad(set_to_none=True)
+    model.policy.set_training_mode(False)
+    return min(times)
+
+
+def _passes(config: TrainConfig, model: BaseAlgorithm, batch: dict, actions: torch.Tensor) -> torch.Tensor:
+    """The forward passes of one gradient step; weight 0, so that only the time counts."""
+    policy = model.policy
+    if config.algorithm == "ppo":
         values, log_prob, _ = policy.evaluate_actions(batch, actions)
         loss = (values.mean() + log_prob.mean()) * 0.0
-        if config.encoder.kind == "keypoint3d":
-            loss = loss + sum(policy.features_extractor.terms(batch).values())
-        loss.backward()
-        times.append(time.perf_counter() - started)
-    policy.optimizer.zero_grad(set_to_none=True)
-    policy.set_training_mode(False)
-    return min(times)
+    else:
+        chosen, log_prob = policy.actor.action_log_prob(batch)
+        critics = [*policy.critic(batch, actions), *policy.critic(batch, chosen)]
+        loss = (sum(q.mean() for q in critics) + log_prob.mean()) * 0.0
+    if config.encoder.kind == "keypoint3d":
+        loss = loss + sum(policy.features_extractor.terms(batch).values())
+    return loss
 
 
 def _resident() -> int:

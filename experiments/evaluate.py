@@ -15,7 +15,8 @@ from stable_baselines3.common.policies import BasePolicy
 from tqdm import tqdm
 
 from experiments.ablations import Environments, conditions
-from experiments.building import load_policy, make_env, use_threads
+from experiments.algorithms import load_policy
+from experiments.building import make_env, use_threads
 from experiments.cli import parse, run_main
 from experiments.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, table
 from experiments.provenance import origin

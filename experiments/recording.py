@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
@@ -198,7 +199,24 @@ def save_checkpoint(run: Run, model: BaseAlgorithm) -> None:
     env = model.get_env()
     if isinstance(env, NormalizeReward):
         state["reward_normalization"] = env.state()
-    run.save(model.num_timesteps, model.policy, state)
+    if getattr(model, "log_ent_coef", None) is not None:
+        state["log_entropy_coefficient"] = float(model.log_ent_coef.detach())
+    run.save(model.num_timesteps, model.policy, optimizers(model), state)
+
+
+def optimizers(model: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:
+    """All optimisers of an algorithm, by name: one for PPO's policy; actor's, critic's and entropy's for SAC and TQC.
+
+    :param model: as built.
+    """
+    policy = model.policy
+    found = {
+        "policy": getattr(policy, "optimizer", None),
+        "actor": getattr(getattr(policy, "actor", None), "optimizer", None),
+        "critic": getattr(getattr(policy, "critic", None), "optimizer", None),
+        "entropy": getattr(model, "ent_coef_optimizer", None),
+    }
+    return {name: optimizer for name, optimizer in found.items() if optimizer is not None}
 
 
 class WarmupProgress:

@@ -27,7 +27,7 @@ from envs.errors import UserError, unknown
 from envs.registry import env_ids
 from experiments.config import PretrainConfig, RunConfig, TrainConfig, from_yaml, to_yaml
 
-FORMAT = 1
+FORMAT = 2
 ROOT = Path("runs")
 CAMERAS = "cameras.yaml"
 """Name of the copy of the cameras file in a run folder, where there was one."""
@@ -46,13 +46,13 @@ class Checkpoint:
 
     :param step: environment steps done.
     :param policy: state dict of the policy, aliases resolved.
-    :param optimizer: state dict of the optimiser.
+    :param optimizers: state dicts of the optimisers, by name.
     :param state: counters and statistics, as plain JSON values.
     """
 
     step: int
     policy: dict[str, torch.Tensor]
-    optimizer: dict[str, Any]
+    optimizers: dict[str, dict[str, Any]]
     state: dict[str, Any]
 
 
@@ -147,11 +147,18 @@ class Run:
         found = folder.iterdir() if folder.is_dir() else ()
         return sorted(int(p.name) for p in found if p.name.isdigit() and (p / "state.json").is_file())
 
-    def save(self, step: int, policy: torch.nn.Module, state: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        policy: torch.nn.Module,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        state: Mapping[str, Any],
+    ) -> Path:
         """Write a checkpoint: to a temporary folder first, so that a half-written one never looks complete.
 
         :param step: environment steps done.
-        :param policy: with its ``optimizer``.
+        :param policy: its weights.
+        :param optimizers: by name.
         :param state: further counters and statistics, plain JSON values.
         :return: the checkpoint's folder.
         """
@@ -161,7 +168,7 @@ class Run:
         partial.mkdir(parents=True)
         tensors, aliases = without_aliases(policy.state_dict())
         save_file(tensors, partial / "policy.safetensors")
-        moments, groups = _flatten_optimizer(policy.optimizer.state_dict())
+        moments, groups = _flatten_optimizers(optimizers)
         save_file(moments, partial / "optimizer.safetensors")
         record = {"format": FORMAT, "step": step, "aliases": aliases, "optimizer_groups": groups, **state}
         (partial / "state.json").write_text(json.dumps(record, indent=1))
@@ -188,10 +195,11 @@ class Run:
                 raise UserError(f"{folder} has format {record['format']}, this version reads format {FORMAT}")
             tensors = load_file(folder / "policy.safetensors")
             tensors |= {alias: tensors[name] for alias, name in record["aliases"].items()}
-            optimizer = _unflatten_optimizer(load_file(folder / "optimizer.safetensors"), record["optimizer_groups"])
+            moments = load_file(folder / "optimizer.safetensors")
+            optimizers = _unflatten_optimizers(moments, record["optimizer_groups"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise UserError(f"checkpoint {folder} is damaged: {type(error).__name__}: {error}") from None
-        return Checkpoint(record["step"], tensors, optimizer, record)
+        return Checkpoint(record["step"], tensors, optimizers, record)
 
 
 def _with_own_cameras(config: RunConfig, path: Path) -> RunConfig:
@@ -253,19 +261,25 @@ def without_aliases(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torc
     return kept, aliases
 
 
-def _flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """Optimiser state as flat tensors ("<parameter>.<moment>") and JSON groups."""
-    moments = {
-        f"{parameter}.{name}": torch.as_tensor(value).cpu().contiguous()
-        for parameter, entries in state["state"].items()
-        for name, value in entries.items()
-    }
-    return moments, state["param_groups"]
+def _flatten_optimizers(
+    optimizers: Mapping[str, torch.optim.Optimizer],
+) -> tuple[dict[str, torch.Tensor], dict[str, list[dict[str, Any]]]]:
+    """State of optimisers as flat tensors ("<optimiser>.<parameter>.<moment>"), and their groups, fit for JSON."""
+    moments, groups = {}, {}
+    for name, optimizer in optimizers.items():
+        state = optimizer.state_dict()
+        groups[name] = state["param_groups"]
+        for parameter, entries in state["state"].items():
+            for entry, value in entries.items():
+                moments[f"{name}.{parameter}.{entry}"] = torch.as_tensor(value).cpu().contiguous()
+    return moments, groups
 
 
-def _unflatten_optimizer(moments: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    state: dict[int, dict[str, torch.Tensor]] = {}
+def _unflatten_optimizers(
+    moments: dict[str, torch.Tensor], groups: dict[str, list[dict[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {name: {"state": {}, "param_groups": group} for name, group in groups.items()}
     for key, value in moments.items():
-        parameter, _, name = key.partition(".")
-        state.setdefault(int(parameter), {})[name] = value
-    return {"state": state, "param_groups": groups}
+        name, parameter, entry = key.split(".")
+        found[name]["state"].setdefault(int(parameter), {})[entry] = value
+    return found

@@ -5,6 +5,7 @@ Everything that the run makes goes to ``runs/<env>/<name>/``; evaluation and vid
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from agents.callbacks import AuxiliaryCallback, ClippingCallback
 from agents.scene import Scene
 from agents.seam import NonFiniteError
 from envs.errors import UserError
-from experiments.building import build_model, make_env, make_training_env, use_threads
+from experiments.algorithms import build_model, describe_replay
+from experiments.building import make_env, make_training_env, use_threads
 from experiments.cli import parse, run_main
 from experiments.config import TrainConfig
 from experiments.estimate import estimate
 from experiments.pictures import save_picture
+from experiments.pretrained import load_pretrained
 from experiments.recording import (
     Evaluator,
     Every,
@@ -42,7 +45,11 @@ def main(argv: Sequence[str]) -> int:
     require_login(config.log)
     env = make_training_env(config)
     scene = None if config.encoder.kind == "state" else Scene.of(env)
+    if config.algorithm != "ppo":
+        print(describe_replay(config, env))  # before it is allocated
     model = build_model(config, env, scene)
+    if config.pretrained is not None:
+        load_pretrained(model.policy, config, scene)
     describe(config, model, scene)
     run = Run.create(path, config, scene)
     with StopRequest().listening() as stop:
@@ -65,7 +72,8 @@ def describe(config: TrainConfig, model: BaseAlgorithm, scene: Scene | None) -> 
     }  # fmt: skip
     total = sum(parameter.numel() for parameter in model.policy.parameters())
     views = "the simulator's state" if scene is None else f"{len(scene.cameras.names)} views of {config.image_size} px"
-    print(f"{config.env}: PPO on {config.encoder.kind} from {views}, {config.total_steps} steps, seed {config.seed}")
+    name = config.algorithm.upper()
+    print(f"{config.env}: {name} on {config.encoder.kind} from {views}, {config.total_steps} steps, seed {config.seed}")
     print(f"parameters: {total} (" + ", ".join(f"{name} {count}" for name, count in sizes.items() if count) + ")")
     print(estimate(config, model, Path.cwd()), flush=True)
 
@@ -83,7 +91,7 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest) -> None:
     with metrics_logger(run, config.log) as logger:
         model.set_logger(logger)
         try:
-            model.learn(config.total_steps, callback=callbacks(run, evaluator, stop))
+            model.learn(config.total_steps, callback=callbacks(run, evaluator, stop), log_interval=log_interval(config))
         except NonFiniteError as error:
             steps = run.steps()
             last = f"{run.path}/checkpoints/{steps[-1]:09d}" if steps else "none was written yet"
@@ -100,6 +108,14 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest) -> None:
         evaluator.close()
 
 
+def log_interval(config: TrainConfig) -> int:
+    """How often SB3 writes a row of numbers: rollouts for PPO, episodes for SAC and TQC.
+
+    :param config: of the run.
+    """
+    return 1 if config.algorithm == "ppo" else 4 * config.sac.envs
+
+
 def callbacks(run: Run, evaluator: Evaluator, stop: StopRequest) -> list[BaseCallback]:
     """What happens beside learning; the auxiliary loss comes first, so that the rest sees its numbers.
 
@@ -109,8 +125,11 @@ def callbacks(run: Run, evaluator: Evaluator, stop: StopRequest) -> list[BaseCal
     """
     config, log = run.config, run.config.log
     if config.encoder.kind == "keypoint3d":
+        auxiliary = config.auxiliary
+        if config.pretrained is not None:
+            auxiliary = dataclasses.replace(auxiliary, warmup_frames=0, warmup_steps=0)
         gradients: BaseCallback = AuxiliaryCallback(
-            config.auxiliary, should_stop=lambda: bool(stop), on_warmup_step=WarmupProgress()
+            auxiliary, should_stop=lambda: bool(stop), on_warmup_step=WarmupProgress()
         )
     else:
         gradients = ClippingCallback(config.auxiliary.clip)

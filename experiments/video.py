@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from agents.policies import KeypointPolicy, RawObservationPolicy
 from envs.errors import UserError
-from experiments.building import load_policy, make_env, use_threads
+from experiments.algorithms import load_policy
+from experiments.building import make_env, use_threads
 from experiments.cli import parse, run_main
 from experiments.evaluation import Observation, evaluation_seeds, stack
 from experiments.pictures import overlays, reconstructions

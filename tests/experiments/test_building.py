@@ -12,7 +12,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agents.callbacks import AuxiliaryConfig
 from agents.scene import Scene
 from agents.vec_env import NormalizeReward
-from experiments.building import build_model, make_training_env
+from experiments.algorithms import build_model
+from experiments.building import make_training_env
 from experiments.config import EncoderConfig, PPOConfig, TrainConfig
 from tests.dotworld import DotEnv, dot_scene
 

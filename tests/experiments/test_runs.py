@@ -13,7 +13,8 @@ import torch
 
 import kp3d_rl
 from envs.errors import UserError
-from experiments.building import load_policy, make_env
+from experiments.algorithms import load_policy
+from experiments.building import make_env
 from experiments.config import TrainConfig
 from experiments.runs import Run, without_aliases
 
@@ -78,14 +79,14 @@ def test_checkpoint_round_trip_holds_policy_and_optimizer(opened: Run, tmp_path:
     checkpoint = opened.load()
     env = make_env(opened.config)
     policy = load_policy(opened, env, checkpoint, "cpu")
-    policy.optimizer.load_state_dict(checkpoint.optimizer)
+    policy.optimizer.load_state_dict(checkpoint.optimizers["policy"])
     again = Run(tmp_path, opened.config)
-    again.save(7, policy, {"note": 1})
+    again.save(7, policy, {"policy": policy.optimizer}, {"note": 1})
     second = again.load(7)
     assert second.state["note"] == 1 and second.step == 7
     for name, value in policy.state_dict().items():
         assert torch.equal(second.policy[name], value), name
-    state, other = policy.optimizer.state_dict(), second.optimizer
+    state, other = policy.optimizer.state_dict(), second.optimizers["policy"]
     assert state["param_groups"][1]["lr_scale"] == other["param_groups"][1]["lr_scale"]
     for parameter, moments in state["state"].items():
         for name, value in moments.items():
@@ -128,7 +129,7 @@ def test_damaged_checkpoints_are_one_line(copied: Path) -> None:
         ("state.json", b"{"),
         ("state.json", b'{"format": 99}'),
         ("state.json", b"{}"),
-        ("state.json", b'{"format": 1, "aliases": [1]}'),
+        ("state.json", b'{"format": 2, "aliases": [1]}'),
     ):
         before = (folder / name).read_bytes()
         (folder / name).write_bytes(content)

@@ -12,7 +12,8 @@ from envs.cameras import CameraSpec, save_cameras
 from envs.errors import UserError
 from envs.tasks.reach import ReachEnv
 from experiments import train
-from experiments.building import load_policy, make_env
+from experiments.algorithms import load_policy
+from experiments.building import make_env
 from experiments.evaluation import EVALUATION_SEED, stack
 from experiments.runs import Run
 from experiments.video import Film, VideoConfig, main, text_panel, write_mp4

@@ -1,0 +1,172 @@
+"""From a configuration to a model: which policy class, which algorithm of SB3 or sb3-contrib, with which options."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.policies import require_action_space
+from agents.replay import FrameReplayBuffer, replay_bytes, require_replay_fits
+from agents.scene import Scene
+from envs.errors import UserError
+from experiments.building import SEEDS_PER_RUN, choose_device, require_same_keypoints, require_same_scene
+from experiments.config import TrainConfig
+from experiments.runs import Checkpoint, Run
+from kp3d_rl.keypoint3d import Keypoint3DConfig
+
+POLICIES = {
+    ("ppo", "keypoint3d"): "agents.policies:KeypointPolicy",
+    ("ppo", "pixels"): "agents.policies:PixelPolicy",
+    ("ppo", "state"): "stable_baselines3.ppo.policies:MultiInputPolicy",
+    ("sac", "keypoint3d"): "agents.offpolicy:KeypointSACPolicy",
+    ("sac", "pixels"): "agents.offpolicy:PixelSACPolicy",
+    ("sac", "state"): "stable_baselines3.sac.policies:MultiInputPolicy",
+    ("tqc", "keypoint3d"): "agents.contrib:KeypointTQCPolicy",
+    ("tqc", "pixels"): "agents.contrib:PixelTQCPolicy",
+    ("tqc", "state"): "sb3_contrib.tqc.policies:MultiInputPolicy",
+}
+"""Where the policy of an algorithm and a kind of encoder is; imported on demand, sb3-contrib being an extra."""
+
+
+def policy_class(config: TrainConfig) -> type:
+    """The policy that a run's algorithm and encoder ask for.
+
+    :raises UserError: where it needs sb3-contrib and that is not installed.
+    """
+    module, name = POLICIES[config.algorithm, config.encoder.kind].split(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != "sb3_contrib":
+            raise
+        raise UserError(
+            f"algorithm '{config.algorithm}' needs sb3-contrib: pip install -c constraints.txt sb3-contrib"
+        ) from None
+
+
+def policy_arguments(config: TrainConfig, scene: Scene | None) -> dict[str, Any]:
+    """What the policy class is built with, beside spaces and learning rate.
+
+    :param scene: cameras of the environment; None on the simulator's state.
+    """
+    if config.algorithm == "ppo":
+        hidden = [config.ppo.hidden] * 2
+        arguments: dict[str, Any] = {"net_arch": {"pi": hidden, "vf": hidden}, "log_std_init": config.ppo.log_std}
+    else:
+        arguments = {"net_arch": [config.sac.hidden] * 2}
+    if config.encoder.kind == "keypoint3d":
+        fields = {name: getattr(config.encoder, name) for name in Keypoint3DConfig.__dataclass_fields__}
+        arguments |= {
+            "scene": scene,
+            "encoder": Keypoint3DConfig(**fields),
+            "policy_gradient_scale": config.auxiliary.policy_gradient,
+            "learning_rate_scale": config.auxiliary.learning_rate,
+        }
+    elif config.encoder.kind == "pixels":
+        arguments["features_extractor_kwargs"] = {"random_shift": config.encoder.random_shift}
+    return arguments
+
+
+def build_model(config: TrainConfig, env: VecEnv, scene: Scene | None) -> BaseAlgorithm:
+    """The algorithm, as SB3 or sb3-contrib ships it, with the policy that the encoder kind asks for.
+
+    :param config: of the run.
+    :param env: its environments.
+    :param scene: their cameras; None for the state encoder.
+    :raises UserError: where the algorithm does not fit the actions, is not installed, or its replay not the memory.
+    """
+    require_action_space(config.algorithm.upper(), env.action_space)
+    shared = {
+        "policy": policy_class(config),
+        "env": env,
+        "policy_kwargs": policy_arguments(config, scene),
+        "seed": config.seed,
+        "device": choose_device(config.device),
+    }
+    model = _build_ppo(config, shared) if config.algorithm == "ppo" else _build_off_policy(config, shared)
+    env.seed(SEEDS_PER_RUN * config.seed)  # SB3's own seeding would let neighbouring seeds share episodes
+    return model
+
+
+def _build_ppo(config: TrainConfig, shared: dict[str, Any]) -> PPO:
+    ppo = config.ppo
+    return PPO(
+        **shared,
+        learning_rate=lambda left: ppo.learning_rate * (ppo.final_learning_rate * (1 - left) + left),
+        n_steps=ppo.steps,
+        batch_size=ppo.batch_size,
+        n_epochs=ppo.epochs,
+        gamma=ppo.gamma,
+        gae_lambda=ppo.gae_lambda,
+        clip_range=ppo.clip_range,
+        ent_coef=ppo.entropy,
+        vf_coef=ppo.value,
+        max_grad_norm=math.inf,  # gradients are clipped by group, in the callbacks
+        target_kl=ppo.target_kl or None,
+    )
+
+
+def _build_off_policy(config: TrainConfig, shared: dict[str, Any]) -> BaseAlgorithm:
+    """SAC, or TQC, whose options are the same."""
+    sac = config.sac
+    algorithm = SAC if config.algorithm == "sac" else importlib.import_module("sb3_contrib").TQC
+    return algorithm(
+        **shared,
+        learning_rate=sac.learning_rate,
+        buffer_size=replay_size(config),
+        learning_starts=sac.learning_starts,
+        batch_size=sac.batch_size,
+        tau=sac.tau,
+        gamma=sac.gamma,
+        train_freq=(sac.steps, "step"),
+        gradient_steps=sac.gradient_steps,
+        ent_coef=sac.entropy or "auto",
+        replay_buffer_class=FrameReplayBuffer,
+    )
+
+
+def replay_size(config: TrainConfig) -> int:
+    """Transitions that the replay of a run of SAC or TQC keeps: never more than the run has."""
+    return min(config.sac.buffer_size, config.total_steps)
+
+
+def describe_replay(config: TrainConfig, env: VecEnv) -> str:
+    """The size of the replay that a run would allocate.
+
+    :param env: its environments.
+    :raises UserError: where it does not fit into the memory that is free.
+    """
+    asked = env.observation_space, env.action_space, replay_size(config), env.num_envs
+    require_replay_fits(*asked)
+    return f"replay: {replay_size(config)} transitions, each frame once, {replay_bytes(*asked) / 1e9:.2f} GB"
+
+
+def load_policy(run: Run, env: gym.Env | VecEnv, checkpoint: Checkpoint, device: str = "auto") -> BasePolicy:
+    """Rebuild a run's policy for acting.
+
+    :param run: the run.
+    :param env: an environment like those that it was trained in.
+    :param checkpoint: its weights.
+    :param device: where to put it.
+    :raises UserError: where cameras, image size or K of run, weights and environment differ; both values are named.
+    """
+    scene = None if run.config.encoder.kind == "state" else Scene.of(env)
+    require_same_scene(run, scene)
+    require_same_keypoints(run, checkpoint)
+    arguments = policy_arguments(run.config, scene)
+    policy = policy_class(run.config)(env.observation_space, env.action_space, lambda _: 0.0, **arguments)
+    try:
+        policy.load_state_dict(checkpoint.policy)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"checkpoint {checkpoint.step} of {run.path} does not fit its config.yaml: {first}") from None
+    policy.to(choose_device(device))
+    policy.set_training_mode(False)
+    return policy

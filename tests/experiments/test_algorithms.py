@@ -1,0 +1,215 @@
+"""SAC and TQC beside PPO: options arrive, runs go end to end, and what does not fit is refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents import replay
+from agents.scene import Scene
+from envs.errors import UserError
+from experiments import evaluate, train, video
+from experiments.algorithms import build_model, describe_replay
+from experiments.config import AuxiliaryConfig, EncoderConfig, SACConfig, TrainConfig
+from experiments.pretrained import load_pretrained
+from experiments.runs import Run
+from tests.dotworld import DotEnv, dot_scene
+from tests.experiments.conftest import TINY, run_in
+
+SMALL = TrainConfig(
+    algorithm="sac",
+    encoder=EncoderConfig(keypoints=2, width=4, decoder_width=8),
+    sac=SACConfig(envs=2, batch_size=4, buffer_size=100, hidden=8, learning_starts=8),
+    threads=1,
+)
+
+
+def build(algorithm: str = "sac", **sac):
+    config = dataclasses.replace(SMALL, algorithm=algorithm, sac=dataclasses.replace(SMALL.sac, **sac))
+    return build_model(config, DummyVecEnv([functools.partial(DotEnv, dot_scene())] * 2), dot_scene())
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "tqc"])
+@pytest.mark.parametrize(
+    ("option", "value", "read"),
+    [
+        ("steps", 3, lambda m: m.train_freq.frequency),
+        ("gradient_steps", 5, lambda m: m.gradient_steps),
+        ("batch_size", 6, lambda m: m.batch_size),
+        ("buffer_size", 64, lambda m: m.buffer_size),
+        ("learning_starts", 30, lambda m: m.learning_starts),
+        ("learning_rate", 1e-3, lambda m: m.lr_schedule(1.0)),
+        ("gamma", 0.5, lambda m: m.gamma),
+        ("tau", 0.3, lambda m: m.tau),
+        ("entropy", 0.2, lambda m: 0.0 if m.ent_coef == "auto" else m.ent_coef),
+        ("hidden", 24, lambda m: m.policy.actor.mu.in_features),
+    ],
+)
+def test_every_option_of_sac_arrives(algorithm: str, option: str, value: float, read) -> None:
+    assert read(build(algorithm, **{option: value})) == pytest.approx(value)
+    assert read(build(algorithm)) != pytest.approx(value)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "sac", "tqc"])
+@pytest.mark.parametrize("kind", ["keypoint3d", "pixels", "state"])
+def test_every_algorithm_has_a_policy_on_every_kind_of_encoder(algorithm: str, kind: str) -> None:
+    config = dataclasses.replace(
+        SMALL, algorithm=algorithm, image_size=36, encoder=dataclasses.replace(SMALL.encoder, kind=kind, random_shift=2)
+    )
+    observed = (
+        {"state": spaces.Box(-1, 1, (3,))}
+        if kind == "state"
+        else {"images": spaces.Box(0, 255, (3, 36, 36, 3), "uint8")}
+    )
+    scene = dot_scene()
+    if kind == "keypoint3d":
+        observed = dict(DotEnv(scene).observation_space.spaces)
+    env = DummyVecEnv([lambda: Fixed(spaces.Dict(observed))])
+    assert build_model(config, env, scene).policy.action_space.shape == (2,)
+
+
+class Fixed(DotEnv):
+    """Spaces alone."""
+
+    def __init__(self, observed: spaces.Dict) -> None:
+        super().__init__()
+        self.observation_space, self.action_space = observed, spaces.Box(-1, 1, (2,))
+
+
+@pytest.fixture(scope="module")
+def sac_run(workplace: Path) -> Path:
+    options = "--algorithm sac --sac.envs 2 --sac.gradient-steps 1 --sac.batch-size 8 --sac.hidden 16".split()
+    run_in(workplace, train.main, ["--run", "sac", *TINY, *options])
+    return workplace / "runs" / "reach-multiview" / "sac"
+
+
+def test_a_run_of_sac_is_trained_evaluated_and_filmed(sac_run: Path) -> None:
+    checkpoint = Run.open(str(sac_run)).load()
+    assert set(checkpoint.optimizers) == {"actor", "critic", "entropy"}
+    assert isinstance(checkpoint.state["log_entropy_coefficient"], float)
+    assert (sac_run / "metrics.csv").read_text().count("auxiliary/reconstruction") == 1
+    evaluate.main(["--run", str(sac_run), "--episodes", "2", "--envs", "2", "--ablate"])
+    assert (sac_run / "eval.json").is_file()
+    video.main(["--run", str(sac_run), "--episodes", "1", "--steps", "3", "--size", "64"])
+    assert list((sac_run / "videos").glob("*.mp4"))
+
+
+def test_the_replay_says_its_size_first_and_must_fit(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = DummyVecEnv([functools.partial(DotEnv, dot_scene())] * 2)
+    assert "replay: 100 transitions, each frame once, 0.00 GB" == describe_replay(SMALL, env)
+    monkeypatch.setattr(replay, "available_memory", lambda: 100_000)
+    with pytest.raises(
+        UserError, match="a replay of 100 transitions needs .* GB of memory, .* at most .* fit"
+    ) as error:
+        describe_replay(SMALL, env)
+    assert "\n" not in str(error.value)
+
+
+def test_the_replay_is_never_larger_than_the_run() -> None:
+    config = dataclasses.replace(SMALL, total_steps=40)
+    assert describe_replay(config, DummyVecEnv([functools.partial(DotEnv, dot_scene())])).startswith("replay: 40 ")
+
+
+def test_an_algorithm_that_does_not_fit_the_actions_is_refused() -> None:
+    class Buttons(DotEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = spaces.Discrete(3)
+
+    with pytest.raises(UserError, match=r"SAC acts in Box, this environment's actions are Discrete\(3\)"):
+        build_model(SMALL, DummyVecEnv([Buttons]), dot_scene())
+
+
+def test_tqc_without_sb3_contrib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str):
+        raise ModuleNotFoundError(f"No module named '{name}'", name="sb3_contrib")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(UserError, match="'tqc' needs sb3-contrib: pip install"):
+        build("tqc")
+
+
+# -- pretrained keypoints --------------------------------------------------------------------------------------------
+
+
+def test_training_starts_from_pretrained_keypoints_without_a_warm_up(
+    tiny_run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def learn(model, *args, callback, **kwargs):
+        started.append({n: p.clone() for n, p in model.policy.state_dict().items()})
+        started.append(callback[0].config)
+        model._last_obs = None
+
+    monkeypatch.setattr("stable_baselines3.PPO.learn", learn)
+    run_in(workplace, train.main, ["--run", "continued", *TINY, "--pretrained", str(tiny_run), "--seed", "1"])
+    earlier = Run.open(str(tiny_run)).load().policy
+    weights, auxiliary = started
+    assert auxiliary.warmup_frames == auxiliary.warmup_steps == 0
+    taken = [name for name in weights if name.startswith(("features_extractor.", "decoder."))]
+    assert len(taken) > 10 and all(torch.equal(weights[name], earlier[name]) for name in taken)
+    assert not torch.equal(weights["action_net.weight"], earlier["action_net.weight"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--encoder.keypoints", "5"], "has encoder keypoints 4, this one asks for 5"),
+        (["--encoder.width", "6"], "has encoder width 4, this one asks for 6"),
+        (["--image-size", "48"], "has image size 32 x 32 against 48 x 48"),
+        (["--cameras", "left,front"], "has cameras left, right, front against left, front"),
+        (["--pretrained", "nowhere"], "no run folder at nowhere"),
+    ],
+)
+def test_pretrained_keypoints_that_do_not_fit_are_refused_and_nothing_is_written(
+    tiny_run: Path, workplace: Path, option: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        run_in(workplace, train.main, ["--run", "misfit", *TINY, "--pretrained", str(tiny_run), *option])
+    assert "\n" not in str(error.value)
+    assert not (workplace / "runs" / "reach-multiview" / "misfit").exists()
+
+
+def test_pretrained_state_runs_and_lying_folders_are_refused(tiny_run: Path, state_run: Path, tmp_path: Path) -> None:
+    config = TrainConfig(pretrained=str(state_run))
+    with pytest.raises(UserError, match="acts on 'state', it has no keypoints"):
+        load_pretrained(torch.nn.Module(), config, dot_scene())
+    opened = Run.open(str(tiny_run))
+    lying = Run.create(tmp_path / "lying", dataclasses.replace(opened.config, run=None), opened.scene())
+    lying.save(1, torch.nn.Linear(1, 1), {}, {})
+    model_config = dataclasses.replace(opened.config, pretrained=str(lying.path))
+    with pytest.raises(UserError, match="does not fit its config.yaml"):
+        load_pretrained(train.build_model(model_config, *scene_of(model_config)).policy, model_config, opened.scene())
+
+
+def scene_of(config: TrainConfig):
+    env = train.make_training_env(config)
+    return env, Scene.of(env)
+
+
+def test_a_pretraining_has_no_policy_to_evaluate(tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pretraining"
+    folder.mkdir()
+    data = yaml.safe_load((tiny_run / "config.yaml").read_text())
+    kept = {key: data[key] for key in ("env", "run", "seed", "image_size", "encoder")}
+    (folder / "config.yaml").write_text(yaml.safe_dump(kept | {"policy": "random"}))
+    with pytest.raises(UserError, match="is no training run, so it has no policy"):
+        Run.open(str(folder))
+
+
+def test_auxiliary_options_reach_the_off_policy_policies() -> None:
+    config = dataclasses.replace(SMALL, auxiliary=AuxiliaryConfig(policy_gradient=0.7, learning_rate=9.0))
+    policy = build_model(config, DummyVecEnv([DotEnv]), dot_scene()).policy
+    assert policy.features_extractor.policy_gradient_scale == 0.7
+    assert [group.get("lr_scale") for group in policy.critic.optimizer.param_groups] == [None, 9.0]
