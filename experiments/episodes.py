@@ -8,9 +8,9 @@ from typing import Literal
 
 import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
 
 from agents.vec_env import require_finite
-from envs.errors import UserError
 from experiments.evaluation import Observation, Predict, stack
 
 HELD_STEPS = 8
@@ -61,10 +61,8 @@ def act_randomly(env: gym.Env, seed: int) -> Act:
 def act_by_script(env: gym.Env) -> Act:
     """The task's own script.
 
-    :param env: of the task.
-    :raises UserError: where the task has none.
+    :param env: a ``MultiViewObservation``; where its task has no script, the first action raises a UserError.
     """
-    require_script(env)
     return lambda step, observation: env.get_wrapper_attr("scripted_action")()
 
 
@@ -74,15 +72,6 @@ def act_by(predict: Predict) -> Act:
     :param predict: batched observation to batched action.
     """
     return lambda step, observation: predict(stack([observation]))[0]
-
-
-def require_script(env: gym.Env) -> None:
-    """Refuse a task that does not know how it is solved.
-
-    :raises UserError: with what there is instead.
-    """
-    if not hasattr(env.unwrapped, "scripted_action"):
-        raise UserError(f"{type(env.unwrapped).__name__} has no scripted_action: take policy random")
 
 
 def behaviour(name: Behaviour, env: gym.Env, seed: int, number: int) -> Act:
@@ -95,6 +84,32 @@ def behaviour(name: Behaviour, env: gym.Env, seed: int, number: int) -> Act:
     """
     by_script = name == "scripted" or (name == "mixed" and number % 2 == 1)
     return act_by_script(env) if by_script else act_randomly(env, seed)
+
+
+class Actors:
+    """Actions for several environments side by side: held random ones, or the task's script.
+
+    :param name: in "mixed", the first half of the environments goes by the script.
+    :param env: vectorised, and reset: a script looks at the state.
+    :param seed: of the random actions.
+    :raises UserError: where there is no script, but one is asked for.
+    """
+
+    def __init__(self, name: Behaviour, env: VecEnv, seed: int) -> None:
+        self.env, self.held = env, np.zeros(0)
+        self.scripted = list(range({"random": 0, "mixed": env.num_envs // 2, "scripted": env.num_envs}[name]))
+        env.action_space.seed(seed)
+        if name != "random":
+            env.env_method("scripted_action", indices=[0])
+
+    def __call__(self, step: int) -> np.ndarray:
+        """(N, ...) actions for a step, counted from 0."""
+        if step % HELD_STEPS == 0:
+            self.held = np.stack([self.env.action_space.sample() for _ in range(self.env.num_envs)])
+        actions = self.held.copy()
+        if self.scripted:
+            actions[self.scripted] = self.env.env_method("scripted_action", indices=self.scripted)
+        return actions
 
 
 def collect(

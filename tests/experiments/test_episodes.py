@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agents.vec_env import make_vec_env
 from envs import registry
 from envs.errors import UserError
-from experiments.episodes import HELD_STEPS, act_by, act_randomly, behaviour, collect, visible_bodies
+from experiments.episodes import HELD_STEPS, Actors, act_by, act_randomly, behaviour, collect, visible_bodies
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,22 @@ def test_mixed_takes_turns_and_a_missing_script_is_one_line(reach, monkeypatch: 
         actions = [behaviour(name, reach, 3, number)(0, {}) for number in range(2)]
         assert [bool((action == 0.25).all()) for action in actions] == by_script
     monkeypatch.delattr(type(reach.unwrapped), "scripted_action")
-    with pytest.raises(UserError, match="ReachEnv has no scripted_action"):
-        behaviour("scripted", reach, 3, 0)
+    with pytest.raises(UserError, match="ReachEnv has no scripted policy"):
+        collect(reach, [3], lambda seed, number: behaviour("scripted", reach, seed, number), 2, 2, ["target"])
+
+
+def test_actors_act_for_environments_side_by_side() -> None:
+    env = make_vec_env([lambda: registry.make("reach-multiview", height=16, width=16)] * 3, seed=0)
+    env.reset()
+    act = Actors("random", env, 4)
+    first = [act(step) for step in range(2 * HELD_STEPS)]
+    assert first[0].shape == (3, 4) and (first[0] == first[HELD_STEPS - 1]).all() and (first[0] != first[-1]).any()
+    assert (first[0][0] != first[0][1]).any() and (Actors("random", env, 4)(0) == first[0]).all()
+    script = np.stack(env.env_method("scripted_action"))
+    assert (Actors("scripted", env, 4)(0) == script).all()
+    mixed = Actors("mixed", env, 4)(0)
+    assert (mixed[0] == script[0]).all() and (mixed[1:] == first[0][1:]).all()
+    env.close()
 
 
 def test_instants_are_spread_over_each_episode(reach) -> None:
