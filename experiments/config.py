@@ -240,7 +240,9 @@ class PretrainConfig(RunConfig):
     :param steps: gradient steps.
     :param batch_size: frames per step.
     :param learning_rate: of Adam; falls linearly to a tenth.
-    :param picture_every: gradient steps between pictures of views, keypoints and reconstructions.
+    :param log_every: gradient steps between measurements on frames that are not trained on.
+    :param picture_every: gradient steps between checkpoints, each with a picture of views, keypoints and
+        reconstructions; 0: at the end only.
     """
 
     policy: Literal["random", "scripted", "mixed"] = "random"
@@ -248,11 +250,12 @@ class PretrainConfig(RunConfig):
     steps: int = 4000
     batch_size: int = 64
     learning_rate: float = 1.2e-3
+    log_every: int = 200
     picture_every: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("frames", "steps", "batch_size", "learning_rate"):
+        for name in ("frames", "steps", "batch_size", "learning_rate", "log_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.picture_every < 0:

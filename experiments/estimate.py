@@ -60,7 +60,7 @@ def estimate(config: TrainConfig, model: BaseAlgorithm, folder: Path) -> Estimat
     weights = 4 * sum(parameter.numel() for parameter in model.policy.parameters())
     return Estimate(
         seconds,
-        int(_resident() + frames * frame + 4 * weights),
+        int(resident_memory() + frames * frame + 4 * weights),
         int(_times(config, config.log.checkpoint_every) * 3 * weights + 2 * MEGABYTE),
         shutil.disk_usage(folder).free,
     )
@@ -139,7 +139,7 @@ def _passes(config: TrainConfig, model: BaseAlgorithm, batch: dict, actions: tor
     return loss
 
 
-def _resident() -> int:
+def resident_memory() -> int:
     """Bytes that this process holds in memory now."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -33,7 +33,17 @@ def save_picture(run: Run, model: BaseAlgorithm) -> Path | None:
     observation = {key: torch.as_tensor(value[:1], device=model.device) for key, value in model._last_obs.items()}
     images, poses = observation["images"], observation.get("camera_poses")
     picture = keypoint_sheet(extractor.encoder, model.policy.decoder, images, poses)
-    path = run.path / "pictures" / f"{model.num_timesteps:09d}.png"
+    return write_picture(run, model.num_timesteps, picture)
+
+
+def write_picture(run: Run, step: int, picture: np.ndarray) -> Path:
+    """Write ``pictures/<step>.png``.
+
+    :param run: whose folder it goes to.
+    :param step: of the training.
+    :param picture: (H, W, 3) uint8.
+    """
+    path = run.path / "pictures" / f"{step:09d}.png"
     path.parent.mkdir(exist_ok=True)
     iio.imwrite(path, picture)
     return path
