@@ -6,7 +6,7 @@ TASK := $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(if $(SEED),--seed 
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate probe video preview doctor test lint clean
+.PHONY: help setup train pretrain evaluate probe video preview doctor test lint clean
 
 help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,9 @@ setup: ## create or update .venv
 
 train: setup ## train 3D keypoints and a policy together: make train ENV=reach-multiview
 	@exec $(PYTHON) -m experiments.train $(TASK) $(CAMERA) $(ARGS)
+
+pretrain: setup ## the keypoints alone, in minutes: make pretrain ENV=reach-multiview
+	@exec $(PYTHON) -m experiments.pretrain $(TASK) $(CAMERA) $(ARGS)
 
 evaluate: setup ## success and return of a run on fixed seeds: make evaluate ENV=… RUN=…
 	@exec $(PYTHON) -m experiments.evaluate $(TASK) $(ARGS)
