@@ -43,7 +43,7 @@ from kp3d_rl.keypoint3d import Keypoint3DConfig
 ENVS = 8
 """Environments side by side, as in training: so many episodes are seen even where episodes are long."""
 HELD_OUT_FRAMES = 256
-"""Frames of episodes of their own, on which quality is measured."""
+"""Frames of episodes of their own, on which quality is measured; of short pretrainings fewer."""
 HELD_OUT_STRIDE = 4
 """Every so manieth frame of those episodes is taken, so that more episodes are seen."""
 FINAL_LEARNING_RATE = 0.1
@@ -66,6 +66,11 @@ def main(argv: Sequence[str]) -> int:
     return stop.exit_code
 
 
+def held_out_frames(config: PretrainConfig) -> int:
+    """How many frames are measured on, beside those that are trained on."""
+    return min(HELD_OUT_FRAMES, math.ceil(config.frames / 8))
+
+
 def build_trainer(config: PretrainConfig, env: VecEnv, scene: Scene) -> UnsupervisedTrainer:
     """A policy on keypoints, of which only encoder and decoder will be trained, and what trains them.
 
@@ -84,7 +89,7 @@ def build_trainer(config: PretrainConfig, env: VecEnv, scene: Scene) -> Unsuperv
         learning_rate_scale=1.0,  # there is no policy's rate to be relative to
     )
     policy.to(choose_device(config.device))
-    return UnsupervisedTrainer(policy, config.batch_size, config.frames, config.seed, HELD_OUT_FRAMES)
+    return UnsupervisedTrainer(policy, config.batch_size, config.frames, config.seed)
 
 
 def describe(config: PretrainConfig, env: VecEnv, scene: Scene, trainer: UnsupervisedTrainer) -> None:
@@ -119,12 +124,13 @@ def estimate(config: PretrainConfig, env: VecEnv, trainer: UnsupervisedTrainer, 
     trainer.policy.zero_grad(set_to_none=True)
     spaces = [env.observation_space[key] for key in trainer.frames.keys]
     frame = sum(math.prod(space.shape) * space.dtype.itemsize for space in spaces)
-    played = config.frames + HELD_OUT_FRAMES * HELD_OUT_STRIDE
+    held_out = held_out_frames(config)
+    played = config.frames + held_out * HELD_OUT_STRIDE
     weights = 4 * sum(parameter.numel() for parameter in trainer.policy.parameters())
     checkpoints = 1 + (config.steps // config.picture_every if config.picture_every else 0)
     return Estimate(
         seconds=played / env.num_envs * step_time + config.steps * update_time,
-        memory=resident_memory() + (config.frames + HELD_OUT_FRAMES) * frame + 4 * weights,
+        memory=resident_memory() + (config.frames + held_out) * frame + 4 * weights,
         disk=checkpoints * 4 * weights,
         disk_free=shutil.disk_usage(Path.cwd()).free,
     )
@@ -169,8 +175,8 @@ def collect_frames(config: PretrainConfig, env: VecEnv, trainer: UnsupervisedTra
     :return: the frames that are not trained on.
     """
     show, kept = Progress("collecting frames", "frames"), []
-    total = config.frames + HELD_OUT_FRAMES * HELD_OUT_STRIDE
-    for number, frames in enumerate((HELD_OUT_FRAMES * HELD_OUT_STRIDE, config.frames)):
+    apart = held_out_frames(config) * HELD_OUT_STRIDE
+    for number, frames in enumerate((apart, config.frames)):
         # The first N environments' seeds are those of training; these episodes are neither theirs nor each other's.
         env.seed(SEEDS_PER_RUN * config.seed + (1 - number) * SEEDS_PER_RUN // 2)
         env.reset()
@@ -183,7 +189,7 @@ def collect_frames(config: PretrainConfig, env: VecEnv, trainer: UnsupervisedTra
                 trainer.add(observation)
             elif step % HELD_OUT_STRIDE == 0:
                 kept.append({key: observation[key].copy() for key in trainer.frames.keys})
-            show((step + 1) * env.num_envs + number * HELD_OUT_FRAMES * HELD_OUT_STRIDE, total)
+            show((step + 1) * env.num_envs + number * apart, apart + config.frames)
     return {key: np.concatenate([frames[key] for frames in kept]) for key in kept[0]}
 
 

@@ -39,9 +39,6 @@ class Autoencoder(nn.Module):
         features = self.trunks[0][-2].out_channels * area
         self.to_latent = nn.Linear(encoder.num_views * features, latent)
         self.from_latent = nn.Linear(latent, encoder.num_views * config.keypoints * area)
-        # torch's own start is so weak that the decoder first learns to draw nothing, and stays there for long.
-        nn.init.kaiming_normal_(self.to_latent.weight, nonlinearity="relu")
-        nn.init.kaiming_normal_(self.from_latent.weight, nonlinearity="relu")
 
     def encode(self, images: Tensor) -> Tensor:
         """Views to the bottleneck.

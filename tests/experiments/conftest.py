@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import train
+from experiments import pretrain, train
 from experiments.runs import Run
 
 TINY = (
@@ -16,6 +16,11 @@ TINY = (
     "--auxiliary.warmup-steps 2 --auxiliary.steps-per-rollout 0 "
     "--log.evaluation-episodes 2 --log.evaluate-every 100 --log.checkpoint-every 100 "
     "--log.picture-every 100 --log.wandb off --threads 1"
+).split()
+
+TINY_PRETRAIN = (
+    "--frames 64 --steps 6 --batch-size 4 --log-every 3 --picture-every 4 --image-size 32 --threads 1 "
+    "--encoder.keypoints 4 --encoder.width 4 --encoder.decoder-width 8"
 ).split()
 
 
@@ -40,6 +45,13 @@ def tiny_run(workplace: Path) -> Path:
     """A keypoint run of seconds on reach."""
     run_in(workplace, train.main, ["--run", "tiny", *TINY])
     return workplace / "runs" / "reach-multiview" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_pretrained(workplace: Path) -> Path:
+    """A pretraining of seconds on reach."""
+    run_in(workplace, pretrain.main, ["--run", "pretrained", *TINY_PRETRAIN])
+    return workplace / "runs" / "reach-multiview" / "pretrained"
 
 
 @pytest.fixture(scope="session")
