@@ -137,7 +137,7 @@ def collect(
     poses = np.empty((len(seeds), instants, *space["camera_poses"].shape), np.float32) if moving else None
     bodies = np.empty((len(seeds), instants, len(names), 3))
     for number, seed in enumerate(seeds):
-        moments = list(_play(env, seed, act(seed, number), steps, names))
+        moments = list(play_episode(env, seed, act(seed, number), steps, names))
         chosen = np.linspace(0, len(moments) - 1, instants).round().astype(int)
         for instant, (observation, positions) in enumerate(moments[index] for index in chosen):
             images[number, instant], bodies[number, instant] = observation["images"], positions
@@ -157,10 +157,18 @@ def visible_bodies(env: gym.Env, wanted: Sequence[str] = ()) -> list[str]:
     return [name for name in env.get_wrapper_attr("body_names") if name in wanted or model.body(name).geomnum[0]]
 
 
-def _play(
+def play_episode(
     env: gym.Env, seed: int, act: Act, steps: int, names: Sequence[str]
 ) -> Iterator[tuple[Observation, np.ndarray]]:
-    """Observation and body positions at the reset and after each step."""
+    """Every instant of an episode, the reset first; the environment stands at that instant when it is handed out.
+
+    :param env: a ``MultiViewObservation``.
+    :param seed: of the reset.
+    :param act: chooses the actions.
+    :param steps: longest part of the episode that is played.
+    :param names: of B bodies.
+    :return: observations, and the (B, 3) positions of the bodies, metres.
+    """
     observation, _ = env.reset(seed=int(seed))
     over = False
     for step in range(steps + 1):

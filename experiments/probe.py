@@ -11,11 +11,12 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import gymnasium as gym
+import imageio.v3 as iio
 import numpy as np
 
 import kp3d_rl
@@ -26,6 +27,7 @@ from experiments.building import choose_device, make_env, require_same_scene, us
 from experiments.cli import parse, run_main
 from experiments.config import PretrainConfig, RunConfig
 from experiments.episodes import Act, Episodes, act_by, behaviour, collect, visible_bodies
+from experiments.probe_picture import look, probe_picture
 from experiments.progress import Progress
 from experiments.provenance import origin
 from experiments.representation import Baselines, Sitting, find, make_extractor, probe_errors, sitting
@@ -35,6 +37,11 @@ from kp3d_rl.metrics import split_episodes
 
 PROBE_SEED = 30_000_000
 """First seed of the probe's episodes; training and evaluations stay below (see evaluation.py)."""
+
+COLUMNS = 5
+"""Instants in the picture."""
+VIEW_PIXELS = 224
+"""Height of a view in the picture."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +124,14 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.closing(make_env(run.config)) as env:
         require_same_scene(run, Scene.of(env))
         bodies = probed_bodies(config, env)
-        episodes = play(config, run, step, env, bodies)
+        act = actions(config, run, step, env)
+        episodes = play(config, env, act, bodies)
         findings = measure(config, encoder.to(choose_device(config.device)), env, episodes, bodies)
+        picture = draw(config, encoder, env, act, findings, f"{run.path.name}, step {step}")
     print("\n".join([f"{run.path}, checkpoint {step}", *table(config, findings)]))
     write(run, config, argv, step, findings)
+    iio.imwrite(run.path / "probe.png", picture)
+    print(f"\nwritten to {run.path}/probe.json and probe.png")
 
 
 def load_encoder(run: Run, checkpoint: int | None) -> tuple[int, Keypoint3D]:
@@ -153,24 +164,30 @@ def probed_bodies(config: ProbeConfig, env: gym.Env) -> tuple[str, ...]:
     return names
 
 
-def play(config: ProbeConfig, run: Run, step: int, env: gym.Env, bodies: Sequence[str]) -> Episodes:
-    """Collect the episodes.
+def actions(config: ProbeConfig, run: Run, step: int, env: gym.Env) -> Callable[[int, int], Act]:
+    """Who acts: from the seed and the number of an episode to its actions.
 
     :param step: of the checkpoint, whose policy may be asked for.
-    :param bodies: that are looked for.
-    :raises UserError: for the own policy of a run that has none, or a script that the task does not have.
+    :param env: of the episodes.
+    :raises UserError: for the own policy of a run that has none.
     """
-    if config.policy == "own":
-        if isinstance(run.config, PretrainConfig):
-            raise UserError(f"{run.path} is a pretraining run, so it has no policy of its own: --policy random")
-        policy = load_policy(run, env, run.load(step), config.device)
-        own = act_by(lambda observation: policy.predict(observation, deterministic=True)[0])
+    if config.policy != "own":
+        return lambda seed, number: behaviour(config.policy, env, seed, number)
+    if isinstance(run.config, PretrainConfig):
+        raise UserError(f"{run.path} is a pretraining run, so it has no policy of its own: --policy random")
+    policy = load_policy(run, env, run.load(step), config.device)
+    own = act_by(lambda observation: policy.predict(observation, deterministic=True)[0])
+    return lambda seed, number: own
 
-    def act(seed: int, number: int) -> Act:
-        return own if config.policy == "own" else behaviour(config.policy, env, seed, number)
 
-    show = Progress("playing", "episodes")
-    names = visible_bodies(env, bodies)
+def play(config: ProbeConfig, env: gym.Env, act: Callable[[int, int], Act], bodies: Sequence[str]) -> Episodes:
+    """Collect the episodes.
+
+    :param act: as :func:`actions` gives it.
+    :param bodies: that are looked for.
+    :raises UserError: for a script that the task does not have.
+    """
+    show, names = Progress("playing", "episodes"), visible_bodies(env, bodies)
     return collect(env, config.seeds, act, config.steps, config.frames, names, show)
 
 
@@ -190,6 +207,26 @@ def measure(
     errors = probe_errors(found, encoder, env, episodes, bodies, split, baselines, show)
     flat = encoder.config.dimensions == "2d"
     return Findings(tuple(bodies), errors, None if flat else sitting(found, episodes, config.confident))
+
+
+def draw(
+    config: ProbeConfig,
+    encoder: Keypoint3D,
+    env: gym.Env,
+    act: Callable[[int, int], Act],
+    findings: Findings,
+    name: str,
+) -> np.ndarray:
+    """The picture of the first episode.
+
+    :param name: of the run and its checkpoint.
+    """
+    seed, bodies = config.seeds[0], findings.bodies
+    instants = look(env, seed, lambda: act(seed, 0), config.steps, bodies, COLUMNS, VIEW_PIXELS)
+    errors = zip(bodies, findings.errors["keypoints"], strict=True)
+    title = [name, *(f"{body}: probe error {error:.1f} cm" for body, error in errors)]
+    cameras = env.get_wrapper_attr("rig").names
+    return probe_picture(encoder, instants, cameras, bodies, findings.sitting, config.radius, title)
 
 
 def table(config: ProbeConfig, findings: Findings) -> list[str]:
@@ -278,7 +315,6 @@ def write(run: Run, config: ProbeConfig, argv: Sequence[str], step: int, finding
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=1))
     os.replace(partial, path)
-    print(f"\nwritten to {path}")
 
 
 if __name__ == "__main__":

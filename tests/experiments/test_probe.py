@@ -1,0 +1,217 @@
+"""The probe: its numbers on keypoints whose truth is known, and end to end on tiny runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+import kp3d_rl
+from envs.errors import UserError
+from experiments import pretrain, probe
+from experiments.building import SEEDS_PER_RUN, make_env
+from experiments.config import RunConfig
+from experiments.episodes import Episodes, behaviour, collect, visible_bodies
+from experiments.evaluation import PERIODIC_SEED
+from experiments.probe import ProbeConfig
+from experiments.probe_picture import KEY_WIDTH
+from experiments.representation import Baselines, Found, find, make_extractor, probe_errors, sitting
+from experiments.runs import Run
+from kp3d_rl.metrics import constant_probe, ridge_probe, split_episodes
+from tests.experiments.conftest import TINY_PRETRAIN, run_in
+
+FAST = "--episodes 4 --steps 6 --frames 3 --random-encoders 1 --autoencoder-steps 2".split()
+WRIST = str(Path(__file__).with_name("wrist.yaml"))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny training run: other tests look at what the original's folder holds."""
+    return Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("probed") / "tiny"))
+
+
+def probed(workplace: Path, run: Path, *options: str) -> dict:
+    run_in(workplace, probe.main, ["--run", str(run), *FAST, *options])
+    return json.loads((run / "probe.json").read_text())
+
+
+# -- numbers whose truth is known --------------------------------------------------------------------------------------
+
+
+def glued(apart: float = 0.0) -> tuple[Found, Episodes]:
+    """Keypoint 0 on a body that stands, 1 and 2 on moving ones, 3 beside the second by 20 cm and not confident; two
+    views put each keypoint ``apart`` from each other."""
+    rng = np.random.default_rng(0)
+    bodies = np.tile(np.array([[0, 0, 0], [3.0, 0, 0], [0, 3, 0]]), (8, 5, 1, 1))
+    bodies[:, :, 1] += rng.uniform(-0.3, 0.3, (8, 5, 3))
+    bodies[:, :, 2] += rng.uniform(-0.3, 0.3, (8, 1, 3))  # elsewhere in each episode
+    points = torch.tensor(bodies[:, :, [0, 1, 2, 2]]).flatten(0, 1)
+    points[:, 3, 0] += 0.2
+    shift = torch.tensor([[[-0.5 * apart, 0, 0]], [[0.5 * apart, 0, 0]]])
+    confidence = torch.tensor([0.3, 0.3, 0.3, 0.1], dtype=torch.float64).expand(40, 2, 4)
+    features = points.reshape(8, 5, 12).numpy()
+    found = Found(features, points, points[:, None] + shift, confidence, 4 * confidence.mean(1))
+    return found, Episodes(np.zeros((8, 5, 2, 4, 4, 3), np.uint8), None, bodies, ("stand", "arm", "target"))
+
+
+def test_keypoints_glued_to_bodies() -> None:
+    found, episodes = glued(apart=0.04)
+    split = split_episodes(8)
+    errors = 100 * ridge_probe(found.features, episodes.positions(["arm", "target"]), split)
+    assert errors.max() < 1e-3 and constant_probe(episodes.positions(["arm"]), split)[0] > 0.1
+    sits = sitting(found, episodes)
+    assert sits.body == ("stand", "arm", "target", "target") and sits.counted.tolist() == [False, True, True, False]
+    np.testing.assert_allclose(sits.distance, [0, 0, 0, 20], atol=1e-9)
+    np.testing.assert_allclose(sits.apart, 4.0)
+    np.testing.assert_allclose(sits.confidence, [1.2, 1.2, 1.2, 0.4])
+    assert sits.on("target", 5).tolist() == [2] and sits.on("stand", 5).tolist() == [] and sits.same_body_share == 1
+    numbers = sits.to_dict()
+    assert numbers["counted"] == 2 and numbers["view_disagreement_cm"] == pytest.approx(4.0)
+    every = sitting(found, episodes, confident=0.3)
+    assert every.counted.tolist() == [False, True, True, True]
+    assert every.on("target", 5).tolist() == [2] and every.on("target", 25).tolist() == [2, 3]
+
+
+def test_views_that_are_not_confident_weigh_less_in_the_disagreement() -> None:
+    found, episodes = glued()
+    view_points = found.points[:, None].repeat(1, 3, 1, 1)
+    view_points[:, 2, :, 0] += 0.3  # one of three views is off, but not confident
+    confidence = torch.full((40, 3, 4), 0.25, dtype=torch.float64)
+    confidence[:, 2] = 0.0
+    sits = sitting(Found(found.features, found.points, view_points, confidence, found.fused_confidence), episodes)
+    np.testing.assert_allclose(sits.apart, 0, atol=1e-9)
+    np.testing.assert_allclose(sits.apart_unweighted, 20)
+
+
+def test_where_nothing_counts_there_is_no_number() -> None:
+    found, episodes = glued()
+    numbers = sitting(found, episodes, confident=9.0).to_dict()
+    assert numbers["counted"] == 0 and numbers["view_disagreement_cm"] is None and numbers["same_body_share"] is None
+    lines = probe.sitting_lines(sitting(found, episodes, confident=9.0), ["target"], 5.0)
+    assert "0 of 4" in lines[-5] and lines[-4].endswith(" -") and lines[-1].endswith(" 0")
+
+
+def test_baselines_are_fresh_weights_and_a_trained_autoencoder(tiny_pretrained: Path) -> None:
+    run, encoder = Run.open(str(tiny_pretrained), kind=RunConfig), kp3d_rl.load(tiny_pretrained)
+    env = make_env(run.config)
+    names = visible_bodies(env, ["target"])
+    episodes = collect(env, range(6), lambda seed, number: behaviour("random", env, seed, number), 6, 4, names)
+    found, split = find(make_extractor(env, encoder), episodes), split_episodes(6)
+    assert found.features.shape == (6, 4, 16) and found.view_points.shape == (24, 3, 4, 3)
+    direct = encoder(torch.as_tensor(episodes.images[2]))
+    torch.testing.assert_close(found.points[8:12], direct.points)
+
+    def errors(**options) -> dict[str, np.ndarray]:
+        return probe_errors(found, encoder, env, episodes, ["target"], split, Baselines(**options))
+
+    both = errors(random_encoders=2, autoencoder_steps=2)
+    assert list(both) == ["keypoints", "constant", "random encoder", "autoencoder"]
+    assert list(errors(random_encoders=0, autoencoder_steps=0)) == ["keypoints", "constant"]
+    one = errors(random_encoders=1, autoencoder_steps=1)
+    assert one["random encoder"] != both["random encoder"] != both["keypoints"]
+    assert one["autoencoder"] != both["autoencoder"] and one["keypoints"] == both["keypoints"]
+    again = errors(random_encoders=2, autoencoder_steps=2)
+    assert all(again[name] == both[name] for name in both)
+    env.close()
+
+
+def test_seeds_stay_clear_of_all_others() -> None:
+    assert ProbeConfig().seeds[0] > PERIODIC_SEED + 1_000_000 > 10_000 * SEEDS_PER_RUN
+    assert not set(ProbeConfig(seed=1).seeds) & set(ProbeConfig(seed=0, episodes=10_000).seeds)
+    for wrong in ({"seed": 1000}, {"seed": -1}, {"episodes": 2}, {"frames": 0}, {"steps": 0}, {"radius": math.nan}):
+        with pytest.raises(ValueError, match="must"):
+            ProbeConfig(**wrong)
+
+
+# -- end to end --------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_run(workplace: Path, trained: Path, capsys: pytest.CaptureFixture) -> None:
+    record = probed(workplace, trained)
+    assert set(record["probe_error_cm"]) == {"end_effector", "target"} and record["checkpoint"] == 160
+    for errors in record["probe_error_cm"].values():
+        assert list(errors) == ["keypoints", "constant", "random encoder", "autoencoder"]
+        assert all(value > 0 for value in errors.values())
+    better = record["times_better_than"]["target"]["constant"]
+    errors = record["probe_error_cm"]["target"]
+    assert better == pytest.approx(errors["constant"] / errors["keypoints"])
+    assert record["keypoints"] == len(record["each"]) == 4 and set(record["on_body"]) == {"end_effector", "target"}
+    assert record["command"].startswith("python -m experiments.probe --run ") and record["seed"] == 0
+    assert {"commit", "machine", "view_disagreement_cm", "same_body_share", "counted"} <= record.keys()
+    shown = capsys.readouterr().out
+    for words in (f"{errors['keypoints']:.1f}", "constant / keypoints", "view disagreement", "on target, within 5 cm"):
+        assert words in shown
+    picture = iio.imread(trained / "probe.png")
+    assert picture.shape[1] > 5 * probe.VIEW_PIXELS + KEY_WIDTH and picture.shape[0] > 3 * probe.VIEW_PIXELS
+    assert probed(workplace, trained)["probe_error_cm"] == record["probe_error_cm"]
+
+
+def test_options_change_what_they_say(workplace: Path, trained: Path) -> None:
+    first = probed(workplace, trained)
+
+    def error(record: dict) -> float:
+        return record["probe_error_cm"]["target"]["keypoints"]
+
+    for options in (["--seed", "1"], ["--policy", "own"], ["--policy", "scripted"],
+                    ["--policy", "mixed"], ["--episodes", "5"], ["--steps", "4"], ["--frames", "4"]):  # fmt: skip
+        assert error(probed(workplace, trained, *options)) != error(first), options
+    assert list(probed(workplace, trained, "--bodies", "hand, forearm")["probe_error_cm"]) == ["hand", "forearm"]
+    assert probed(workplace, trained, "--confident", "99")["counted"] == 0
+    on = probed(workplace, trained, "--radius", "500", "--bodies", ",".join(b["body"] for b in first["each"]))
+    assert sum(map(len, on["on_body"].values())) == on["counted"] and on["radius_cm"] == 500
+    lean = probed(workplace, trained, "--random-encoders", "0", "--autoencoder-steps", "0")
+    assert list(lean["probe_error_cm"]["target"]) == ["keypoints", "constant"]
+
+
+def test_a_pretraining_run_by_name(workplace: Path, tiny_pretrained: Path, capsys: pytest.CaptureFixture) -> None:
+    run_in(workplace, probe.main, ["--env", "reach-multiview", "--run", "pretrained", *FAST])
+    assert "runs/reach-multiview/pretrained, checkpoint 6" in capsys.readouterr().out
+    newest = json.loads((tiny_pretrained / "probe.json").read_text())["probe_error_cm"]
+    earlier = probed(workplace, tiny_pretrained, "--checkpoint", "4")
+    assert earlier["checkpoint"] == 4 and earlier["probe_error_cm"] != newest
+    with pytest.raises(UserError, match="is a pretraining run, so it has no policy of its own"):
+        run_in(workplace, probe.main, ["--run", str(tiny_pretrained), *FAST, "--policy", "own"])
+
+
+def test_the_newest_run_of_either_kind_is_found(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run_in(tmp_path, pretrain.main, ["--run", "young", *TINY_PRETRAIN])
+    run_in(tmp_path, probe.main, ["--env", "reach-multiview", *FAST])
+    assert "runs/reach-multiview/young, checkpoint 6" in capsys.readouterr().out
+
+
+def test_keypoints_in_2d_are_probed_but_sit_nowhere(workplace: Path, capsys: pytest.CaptureFixture) -> None:
+    run_in(workplace, pretrain.main, ["--run", "flat", *TINY_PRETRAIN, "--encoder.dimensions", "2d"])
+    run = workplace / "runs" / "reach-multiview" / "flat"
+    record = probed(workplace, run)
+    assert "each" not in record and record["probe_error_cm"]["target"]["keypoints"] > 0
+    assert "keypoints in 2D" in capsys.readouterr().out and (run / "probe.png").is_file()
+
+
+def test_moving_cameras_and_any_bodies(workplace: Path) -> None:
+    run_in(workplace, pretrain.main, [*TINY_PRETRAIN, "--env", "Reacher-v5", "--cameras", WRIST, "--run", "moving"])
+    run = workplace / "runs" / "Reacher-v5" / "moving"
+    record = probed(workplace, run)
+    assert {"body0", "fingertip", "target"} <= set(record["probe_error_cm"]) and (run / "probe.png").is_file()
+
+
+def test_refusals_are_one_line(workplace: Path, trained: Path, state_run: Path, tmp_path: Path) -> None:
+    pixels, config = tmp_path / "pixels", (trained / "config.yaml").read_text()
+    pixels.mkdir()
+    (pixels / "config.yaml").write_text(config.replace("kind: keypoint3d", "kind: pixels"))
+    for run, options, message in (
+        (trained, ["--bodies", "targett"], "unknown body 'targett': did you mean 'target'?.* valid: hand_target,"),
+        (trained, ["--checkpoint", "7"], r"no checkpoint at step 7, only at \[160\]"),
+        (state_run, [], "acts on 'state': it has no keypoints to probe"),
+        (pixels, [], "acts on 'pixels': it has no keypoints to probe"),
+        (tmp_path, [], "is not a run"),
+        (trained, ["--policy", "greedy"], "unknown value for --policy"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            run_in(workplace, probe.main, ["--run", str(run), *FAST, *options])
+        assert "\n" not in str(error.value)
