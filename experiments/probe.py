@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ PROBE_SEED = 30_000_000
 
 COLUMNS = 5
 """Instants in the picture."""
+STILL = 1e-3
+"""Centimetres of error below which a body has not moved, so that there is nothing to find."""
 VIEW_PIXELS = 224
 """Height of a view in the picture."""
 
@@ -111,8 +114,9 @@ class Findings:
     sitting: Sitting | None
 
     def times_better(self, than: str) -> np.ndarray:
-        """(B,) how many times larger another probe's error is."""
-        return self.errors[than] / np.maximum(self.errors["keypoints"], 1e-9)
+        """(B,) how many times larger another probe's error is; NaN for a body that stands still."""
+        still = self.errors["constant"] < STILL
+        return np.where(still, np.nan, self.errors[than] / np.maximum(self.errors["keypoints"], STILL))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -223,8 +227,8 @@ def draw(
     """
     seed, bodies = config.seeds[0], findings.bodies
     instants = look(env, seed, lambda: act(seed, 0), config.steps, bodies, COLUMNS, VIEW_PIXELS)
-    errors = zip(bodies, findings.errors["keypoints"], strict=True)
-    title = [name, *(f"{body}: probe error {error:.1f} cm" for body, error in errors)]
+    errors = zip(bodies, findings.errors["keypoints"], findings.errors["constant"], strict=True)
+    title = [name, *(f"{body}: probe error {error:.1f} cm" for body, error, constant in errors if constant > STILL)]
     cameras = env.get_wrapper_attr("rig").names
     return probe_picture(encoder, instants, cameras, bodies, findings.sitting, config.radius, title)
 
@@ -240,11 +244,11 @@ def table(config: ProbeConfig, findings: Findings) -> list[str]:
     rows = []
     for number, body in enumerate(findings.bodies):
         errors = [f"{values[number]:.1f}" for values in findings.errors.values()]
-        rows.append([body, *errors, *(f"{findings.times_better(name)[number]:.1f}" for name in compared)])
-    said = f"{config.episodes} {config.policy} episodes, {config.frames} instants of each, {judging} episodes held out"
+        rows.append([body, *errors, *(said(findings.times_better(name)[number]) for name in compared)])
+    heard = f"{config.episodes} {config.policy} episodes, {config.frames} instants of each, {judging} episodes held out"
     if findings.sitting is None:
-        return [said, "", *aligned([heading, *rows]), "", "keypoints in 2D have no place in the room to be judged"]
-    return [said, "", *aligned([heading, *rows]), "", *sitting_lines(findings.sitting, findings.bodies, config.radius)]
+        return [heard, "", *aligned([heading, *rows]), "", "keypoints in 2D have no place in the room to be judged"]
+    return [heard, "", *aligned([heading, *rows]), "", *sitting_lines(findings.sitting, findings.bodies, config.radius)]
 
 
 def sitting_lines(sits: Sitting, bodies: Sequence[str], radius: float) -> list[str]:
@@ -269,9 +273,14 @@ def sitting_lines(sits: Sitting, bodies: Sequence[str], radius: float) -> list[s
     return [*aligned(rows), "", *aligned(sums, left=2)]
 
 
-def said(value: float | None, unit: str, factor: float = 1.0) -> str:
+def said(value: float | None, unit: str = "", factor: float = 1.0) -> str:
     """A number with its unit, or that there is none."""
-    return "-" if value is None else f"{factor * value:.1f} {unit}"
+    return "-" if value is None or math.isnan(value) else f"{factor * value:.1f} {unit}".rstrip()
+
+
+def number_or_none(value: float) -> float | None:
+    """As JSON can hold it: NaN is none."""
+    return None if math.isnan(value) else float(value)
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
@@ -302,8 +311,9 @@ def write(run: Run, config: ProbeConfig, argv: Sequence[str], step: int, finding
         body: {name: float(values[number]) for name, values in findings.errors.items()}
         for number, body in enumerate(findings.bodies)
     }
+    better = {name: findings.times_better(name) for name in findings.errors if name != "keypoints"}
     record["times_better_than"] = {
-        body: {name: float(findings.times_better(name)[number]) for name in findings.errors if name != "keypoints"}
+        body: {name: number_or_none(values[number]) for name, values in better.items()}
         for number, body in enumerate(findings.bodies)
     }
     if findings.sitting is not None:

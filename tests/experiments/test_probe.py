@@ -198,6 +198,8 @@ def test_moving_cameras_and_any_bodies(workplace: Path) -> None:
     run = workplace / "runs" / "Reacher-v5" / "moving"
     record = probed(workplace, run)
     assert {"body0", "fingertip", "target"} <= set(record["probe_error_cm"]) and (run / "probe.png").is_file()
+    assert record["times_better_than"]["body0"]["constant"] is None  # it never moves
+    assert record["times_better_than"]["fingertip"]["constant"] > 0
 
 
 def test_refusals_are_one_line(workplace: Path, trained: Path, state_run: Path, tmp_path: Path) -> None:
