@@ -64,7 +64,8 @@ class ProbeConfig:
     :param confident: fused confidence from which on a keypoint counts; 1 is an average one.
     :param radius: centimetres to a body, within which a keypoint sits on it.
     :param random_encoders: untrained encoders to compare with; 0 leaves them out.
-    :param autoencoder_steps: gradient steps of the plain autoencoder to compare with; 0 leaves it out.
+    :param autoencoder_steps: gradient steps of the plain autoencoder to compare with, on the frames of the episodes
+        that fit the probe; 1500 take a few minutes, and it gains little after; 0 leaves it out.
     :param device: "auto" takes a GPU where there is one.
     """
 

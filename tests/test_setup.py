@@ -235,6 +235,12 @@ def test_every_target_is_phony():
             '-m experiments.train --env Ant-v5 --run a --seed 0 --device cpu --cameras "my rig.yaml" --total-steps 9',
         ),
         ("evaluate", {"ENV": "e", "RUN": "r", "SEED": "1"}, "-m experiments.evaluate --env e --run r --seed 1"),
+        (
+            "pretrain",
+            {"ENV": "e", "RUN": "r", "CAMERAS": "c", "ARGS": "--steps 9"},
+            '-m experiments.pretrain --env e --run r --cameras "c" --steps 9',
+        ),
+        ("probe", {"RUN": "r", "SEED": "1", "ARGS": "--bodies a"}, "-m experiments.probe --run r --seed 1 --bodies a"),
         ("video", {"RUN": "r", "DEVICE": "cuda"}, "-m experiments.video --run r --device cuda"),
         ("preview", {"ENV": "e", "CAMERAS": "c"}, '-m experiments.preview --env e --cameras "c"'),
         ("doctor", {}, "-m experiments.doctor"),
