@@ -133,9 +133,9 @@ def main(argv: Sequence[str]) -> None:
         episodes = play(config, env, act, bodies)
         findings = measure(config, encoder.to(choose_device(config.device)), env, episodes, bodies)
         picture = draw(config, encoder, env, act, findings, f"{run.path.name}, step {step}")
-    print("\n".join([f"{run.path}, checkpoint {step}", *table(config, findings)]))
     write(run, config, argv, step, findings)
     iio.imwrite(run.path / "probe.png", picture)
+    print("\n".join([f"{run.path}, checkpoint {step}", *table(config, findings)]))
     print(f"\nwritten to {run.path}/probe.json and probe.png")
 
 
