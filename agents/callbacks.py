@@ -39,7 +39,7 @@ class AuxiliaryConfig:
 
     joint: bool = True
     warmup_frames: int = 4000
-    warmup_steps: int = 2500
+    warmup_steps: int = 1500
     steps_per_rollout: int = 24
     batch_size: int = 64
     buffer_frames: int = 10_000

@@ -128,9 +128,10 @@ class KeypointParts(BaseModel):
         """Make the decoder and the loss that trains it with the encoder; returns the parameters of both."""
         extractor: KeypointExtractor = self.features_extractor
         self.decoder = KeypointDecoder(extractor.encoder, self._scene.background_tensor())
-        weights = extractor.encoder.config.loss
+        config = extractor.encoder.config
         trained = [*extractor.encoder.parameters(), *self.decoder.parameters()]
-        extractor.attach_auxiliary(AuxiliaryLoss(lambda terms: weighted_sum(terms, weights), trained), self.decoder)
+        auxiliary = AuxiliaryLoss(lambda terms: weighted_sum(terms, config.loss_at(auxiliary.calls)), trained)
+        extractor.attach_auxiliary(auxiliary, self.decoder)
         return trained
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -204,7 +204,7 @@ class TrainConfig(RunConfig):
     """
 
     algorithm: Literal["ppo", "sac", "tqc"] = "ppo"
-    total_steps: int = 80_000
+    total_steps: int = 40_000
     pretrained: str | None = None
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)

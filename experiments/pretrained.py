@@ -15,7 +15,9 @@ from kp3d_rl.keypoint3d import Keypoint3DConfig
 PARTS = ("features_extractor.", "decoder.")
 """What is taken over: encoder and decoder have these names in every policy on keypoints."""
 
-TRAINING_ONLY = {"noise", "decoded_views", "weigh_pixels", "own_view", "random_shift", "precision", "loss"}
+TRAINING_ONLY = {
+    "noise", "decoded_views", "weigh_pixels", "own_view", "random_shift", "precision", "multiview_rise", "loss",
+}  # fmt: skip
 """Options of the encoder that say how it is trained, not what it is: they may differ from the earlier run's."""
 
 
@@ -42,6 +44,7 @@ def load_pretrained(policy: torch.nn.Module, config: RunConfig, scene: Scene) ->
     lacking = [name for name in missing if name.startswith(PARTS)]
     if lacking or unexpected:
         raise UserError(f"pretrained run {run.path} does not fit its config.yaml: '{(lacking + unexpected)[0]}'")
+    policy.auxiliary.calls = config.encoder.multiview_rise  # that schedule is behind these keypoints
 
 
 def require_same_encoder(run: Run, config: RunConfig) -> None:

@@ -56,6 +56,9 @@ class Keypoint3DConfig:
     :param random_shift: pixels by which the views of a training batch are shifted at random, as in DrQ
         (:mod:`kp3d_rl.augmentation`); the encoder is told the offsets, so that its geometry stays exact; 0: not at all.
     :param precision: of the convolutions; "auto" takes bfloat16 where the device computes in it, almost twice as fast.
+    :param multiview_rise: gradient steps over which the multi-view weight rises from a tenth to its value. At full
+        weight from the start, views agree on big things and a keypoint that one view moves to a small one is pulled
+        back; at a low weight to the end, they stay further apart.
     :param loss: weights of the loss terms.
     """
 
@@ -76,6 +79,7 @@ class Keypoint3DConfig:
     own_view: float = 0.5
     random_shift: int = 0
     precision: Precision = "auto"
+    multiview_rise: int = 1000
     loss: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
@@ -84,12 +88,22 @@ class Keypoint3DConfig:
                 raise ValueError(f"encoder {name} must be at least 1, got {getattr(self, name)}")
         if self.noise < 0 or self.decoded_views < 0:
             raise ValueError("encoder noise and decoded_views must be at least 0")
+        if self.multiview_rise < 0:
+            raise ValueError(f"encoder multiview_rise must be at least 0 steps, got {self.multiview_rise}")
         if self.random_shift < 0:
             raise ValueError(f"encoder random_shift must be at least 0 pixels, got {self.random_shift}")
         if not 0 <= self.own_view <= 1:
             raise ValueError(f"encoder own_view must lie between 0 and 1, got {self.own_view}")
         if self.gaussian_width <= 0 or self.heat_scale <= 0:
             raise ValueError("encoder gaussian_width and heat_scale must be above 0")
+
+    def loss_at(self, step: int) -> LossWeights:
+        """The weights of the loss terms after so many gradient steps.
+
+        :param step: gradient steps done.
+        """
+        share = min(1.0, max(0.1, step / max(1, self.multiview_rise)))
+        return dataclasses.replace(self.loss, multiview=share * self.loss.multiview)
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ class LossWeights:
     """
 
     reconstruction: float = 50.0
-    multiview: float = 5.0
+    multiview: float = 20.0
     separation: float = 0.2
-    coverage: float = 0.2
-    variance: float = 0.5
+    coverage: float = 1.0
+    variance: float = 2.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -199,6 +199,24 @@ def bootstrap_mean_interval(
     return float(low), float(high)
 
 
+def bootstrap_difference_interval(
+    first: object, second: object, seed: int = 0, confidence: float = 0.95, resamples: int = 10_000
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of the difference of two means, such as those of two methods over seeds.
+
+    :param first: (N,) independent results.
+    :param second: (M,) independent results of the other.
+    :return: (low, high) of mean(first) - mean(second); NaN twice where one of them is empty.
+    """
+    first, second = np.asarray(first, np.float64).ravel(), np.asarray(second, np.float64).ravel()
+    if not len(first) or not len(second):
+        return math.nan, math.nan
+    generator = np.random.default_rng(seed)
+    means = [v[generator.integers(len(v), size=(resamples, len(v)))].mean(-1) for v in (first, second)]
+    low, high = np.quantile(means[0] - means[1], [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
+
+
 def interquartile_mean(values: object) -> float:
     """The mean of the middle half, a quarter (rounded down) cut from either end.
 

@@ -419,3 +419,10 @@ def test_precision_rounds_the_convolutions_and_nothing_else(precision: str) -> N
     assert {value.dtype for value in vars(b).values() if value is not b.present} == {torch.float32}
     difference = float((a.uv - b.uv).abs().max().detach())
     assert difference == 0 if precision == "float32" else 0 < difference < 0.25 * exact.rows.stride
+
+
+def test_the_multiview_weight_rises_to_its_value_and_the_others_stay() -> None:
+    config = Keypoint3DConfig(multiview_rise=100, loss=LossWeights(multiview=8.0))
+    assert [config.loss_at(step).multiview for step in (0, 5, 50, 100, 1000)] == pytest.approx([0.8, 0.8, 4, 8, 8])
+    assert dataclasses.replace(config.loss_at(50), multiview=8.0) == config.loss
+    assert dataclasses.replace(config, multiview_rise=0).loss_at(1).multiview == 8.0

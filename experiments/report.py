@@ -1,0 +1,208 @@
+"""What a study found, as one JSON file, one picture of its curves, and tables for the documentation."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.config import RunConfig
+from experiments.runs import Run
+from kp3d_rl.metrics import bootstrap_difference_interval, wilson_interval
+
+SERIES = {
+    "evaluated_success_at_end": "evaluation/success_at_end",
+    "reconstruction_ratio": "keypoints/reconstruction_ratio",
+    "view_disagreement_cm": "keypoints/view_disagreement_cm",
+    "encoder_gradient_from_auxiliary": "gradients/encoder_from_auxiliary",
+    "encoder_gradient_from_policy": "gradients/encoder_from_policy",
+}
+"""Curves that are kept, by the column of metrics.csv that they come from."""
+
+POINTS = 50
+"""Points that a kept curve has at most."""
+
+
+def write_report(docs: Path, name: str, runs: Sequence[tuple[Any, int, str, Path]]) -> None:
+    """Gather the runs of a study and write ``<name>.json`` and ``<name>.png``.
+
+    :param docs: folder to write to.
+    :param name: of the study.
+    :param runs: condition, seed, command and folder of each.
+    """
+    records = [
+        gather(condition.name, seed, command, Run.open(str(path), kind=RunConfig))
+        for condition, seed, command, path in runs
+    ]
+    docs.mkdir(exist_ok=True)
+    path = docs / f"{name}.json"
+    path.write_text(json.dumps({"study": name, "runs": records}, indent=1) + "\n")
+    if any(record["evaluated_success_at_end"] for record in records):
+        draw_curves(records, docs / f"{name}.png")
+    print("\n".join([*success_table(records), "", *probe_table(records)]))
+    print(f"written to {path}")
+
+
+def gather(condition: str, seed: int, command: str, run: Run) -> dict[str, Any]:
+    """Everything that is known of a run, fit for JSON.
+
+    :param condition: its name.
+    :param seed: of the run.
+    :param command: that trained it.
+    :param run: evaluated, or probed.
+    """
+    record = {"condition": condition, "seed": seed, "command": command} | curves(run)
+    evaluated, probed = run.path / "eval.json", run.path / "probe.json"
+    if evaluated.is_file():
+        found = json.loads(evaluated.read_text())
+        record |= {key: found[key] for key in ("commit", "machine")}
+        record["success"] = {
+            name: {what: result["summary"][what] for what in ("success_at_end", "success_once", "return")}
+            for name, result in found["results"].items()
+        }
+    if probed.is_file():
+        found = json.loads(probed.read_text())
+        record |= {key: found[key] for key in ("commit", "machine")}
+        kept = ("probe_error_cm", "times_better_than", "view_disagreement_cm", "same_body_share", "counted", "on_body")
+        record["probe"] = {key: found[key] for key in kept if key in found}
+    return record
+
+
+def curves(run: Run) -> dict[str, Any]:
+    """What was logged over time, as pairs of step and value; ``minutes`` is the wall time of training.
+
+    :param run: a trained run.
+    """
+    with open(run.path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    steps = [row.get("time/total_timesteps") or row.get("time/gradient_steps") or "" for row in rows]
+    found: dict[str, Any] = {}
+    for name, column in SERIES.items():
+        values = [(step, row.get(column)) for step, row in zip(steps, rows, strict=True)]
+        pairs = [[int(float(step)), round(float(value), 4)] for step, value in values if step and value]
+        found[name] = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), POINTS)).astype(int))]
+    times = [row.get("time/time_elapsed") or row.get("time/seconds") for row in rows]
+    elapsed = [float(seconds) for seconds in times if seconds]
+    found["steps"] = max((int(float(step)) for step in steps if step), default=0)
+    found["minutes"] = round(max(elapsed, default=0.0) / 60, 1)
+    return found
+
+
+def conditions(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Records by condition, in the order in which conditions first come."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        found.setdefault(record["condition"], []).append(record)
+    return found
+
+
+def pooled(records: Sequence[dict[str, Any]], shown: str = "as trained") -> tuple[int, int]:
+    """Successes at the end, and episodes, of several seeds together.
+
+    :param shown: what the policy was shown, as ``evaluate`` names it.
+    """
+    results = [record["success"][shown]["success_at_end"] for record in records]
+    return sum(result["k"] for result in results), sum(result["n"] for result in results)
+
+
+def success_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown: each condition's success over its seeds, and its difference from the first condition.
+
+    The interval of a difference is a bootstrap over seeds, which are few: it says how sure the comparison is, while the
+    Wilson interval of the pooled episodes says how well these policies do.
+    """
+    groups = {name: group for name, group in conditions(records).items() if all("success" in r for r in group)}
+    lines = [
+        "| condition | seeds | steps | minutes | success at end, pooled | each seed, of 100 | default minus this |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    first = None
+    for name, group in groups.items():
+        k, n = pooled(group)
+        low, high = wilson_interval(k, n)
+        rates = [100 * pooled([record])[0] / pooled([record])[1] for record in group]
+        first = first or rates
+        difference = "" if rates is first else difference_text(first, rates)
+        minutes = np.mean([record["minutes"] for record in group])
+        lines.append(
+            f"| {name} | {len(group)} | {group[0]['steps']:,} | {minutes:.0f} | "
+            f"{k}/{n} ({100 * low:.0f} to {100 * high:.0f} %) | {', '.join(f'{rate:.0f}' for rate in rates)} | "
+            f"{difference} |"
+        )
+    return lines if first else []
+
+
+def difference_text(first: Sequence[float], other: Sequence[float]) -> str:
+    """Difference of two means with its bootstrap 95 % interval, in points."""
+    low, high = bootstrap_difference_interval(first, other)
+    return f"{np.mean(first) - np.mean(other):.0f} ({low:.0f} to {high:.0f})"
+
+
+def ablation_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown: what the first condition's policies do when they are shown something else."""
+    group = next(iter(conditions(records).values()))
+    lines = ["| the same policies, shown | success at end, pooled |", "|---|---|"]
+    for shown in group[0]["success"]:
+        k, n = pooled(group, shown)
+        low, high = wilson_interval(k, n)
+        lines.append(f"| {shown} | {k}/{n} ({100 * low:.0f} to {100 * high:.0f} %) |")
+    return lines
+
+
+def probe_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown: how well bodies are found from keypoints alone, and what sits on what; means over seeds."""
+    groups = {name: group for name, group in conditions(records).items() if all("probe" in r for r in group)}
+    if not groups:
+        return []
+    bodies = list(next(iter(groups.values()))[0]["probe"]["probe_error_cm"])
+    heads = [f"{body}, cm" for body in bodies] + [f"{body} by constant / random / autoencoder" for body in bodies]
+    heads += ["views apart, cm", "keypoints that count", f"on {bodies[-1]}"]
+    lines = ["| condition | seeds | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+    for name, group in groups.items():
+        probes = [record["probe"] for record in group]
+        cells = [spread_text([probe["probe_error_cm"][body]["keypoints"] for probe in probes]) for body in bodies]
+        for body in bodies:
+            others = [name for name in probes[0]["probe_error_cm"][body] if name != "keypoints"]
+            means = [np.mean([probe["probe_error_cm"][body][other] for probe in probes]) for other in others]
+            cells.append(" / ".join(f"{mean:.1f}" for mean in means))
+        cells.append(spread_text([probe["view_disagreement_cm"] or np.nan for probe in probes]))
+        cells.append(spread_text([probe["counted"] for probe in probes], 0))
+        cells.append(spread_text([len(probe["on_body"][bodies[-1]]) for probe in probes], 0))
+        lines.append(f"| {name} | {len(group)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def spread_text(values: Sequence[float], digits: int = 1) -> str:
+    """A mean, and the extremes of several seeds."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Success over steps: a thin line for each seed, a thick one for the mean of each condition.
+
+    :param path: of the picture to write.
+    """
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
+    groups = {name: g for name, g in conditions(records).items() if all(r["evaluated_success_at_end"] for r in g)}
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, group) in enumerate(groups.items()):
+        series = [np.array(record["evaluated_success_at_end"]) for record in group]
+        for one in series:
+            axes.plot(one[:, 0], 100 * one[:, 1], color=f"C{number}", alpha=0.25, linewidth=1)
+        last = min(one[-1, 0] for one in series)
+        steps = np.unique(np.concatenate([one[:, 0] for one in series]))
+        steps = steps[steps <= last]
+        mean = np.mean([np.interp(steps, one[:, 0], one[:, 1]) for one in series], 0)
+        axes.plot(steps, 100 * mean, color=f"C{number}", linewidth=2.5, label=f"{name} ({len(group)} seeds)")
+    axes.set(xlabel="environment steps", ylabel="success at end, % of 20 episodes", ylim=(-2, 102))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(path, dpi=110)
+

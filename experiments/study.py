@@ -1,0 +1,209 @@
+"""Conditions against each other over seeds: ``python -m experiments.study --name learning``.
+
+Trains, evaluates and probes every run of a study that is not there yet, several at a time, each on one thread; then
+writes ``docs/<name>.json`` with every number, command, commit and machine, and ``docs/<name>.png`` with the curves.
+A study that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from envs.errors import UserError, unknown
+from experiments.cli import parse, run_main
+from experiments.report import write_report
+from experiments.runs import ROOT, folder_name
+
+NO_AUXILIARY = (
+    "--auxiliary.no-joint --auxiliary.warmup-frames 0 --auxiliary.warmup-steps 0 --auxiliary.steps-per-rollout 0 "
+    "--auxiliary.policy-gradient 1"
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to train.
+
+    :param name: in tables and run folders.
+    :param arguments: of the training, beside environment, run and seed.
+    :param seeds: how many, from 0 on.
+    :param program: "train" or "pretrain".
+    :param ablate: evaluate also on changed observations.
+    :param probe: judge the keypoints.
+    """
+
+    name: str
+    arguments: str = ""
+    seeds: int = 5
+    program: str = "train"
+    ablate: bool = False
+    probe: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    :param env: where.
+    :param conditions: the first one is what the others are compared with.
+    """
+
+    env: str
+    conditions: tuple[Condition, ...]
+
+
+SHORT = "--steps 1500"
+
+STUDIES = {
+    "learning": Study(
+        "reach-multiview",
+        (
+            Condition("default", ablate=True, probe=True),
+            Condition("no auxiliary loss", NO_AUXILIARY),
+            Condition("no policy gradient", "--auxiliary.policy-gradient 0"),
+            Condition("pixels", "--encoder.kind pixels"),
+            Condition("SAC", "--algorithm sac", seeds=3, probe=True),
+            Condition("state", "--encoder.kind state", seeds=3),
+        ),
+    ),
+    "representation": Study(
+        "reach-multiview",
+        (
+            Condition("default", SHORT, 3, "pretrain", probe=True),
+            Condition("no coverage", f"{SHORT} --encoder.loss.coverage 0", 3, "pretrain", probe=True),
+            Condition("no variance", f"{SHORT} --encoder.loss.variance 0", 3, "pretrain", probe=True),
+            Condition("no multi-view", f"{SHORT} --encoder.loss.multiview 0", 3, "pretrain", probe=True),
+            Condition("no separation", f"{SHORT} --encoder.loss.separation 0", 3, "pretrain", probe=True),
+            Condition("not standardised", f"{SHORT} --encoder.no-standardise", 3, "pretrain", probe=True),
+            Condition("all pixels alike", f"{SHORT} --encoder.no-weigh-pixels", 3, "pretrain", probe=True),
+            Condition("no view on its own", f"{SHORT} --encoder.own-view 0", 3, "pretrain", probe=True),
+            Condition("8 keypoints", f"{SHORT} --encoder.keypoints 8", 3, "pretrain", probe=True),
+        ),
+    ),
+    "redrawn": Study(
+        "reach-multiview",
+        tuple(Condition(f"redraw {n}", f"--redraw {n}", 1, "pretrain", probe=True) for n in (1, 2, 3)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A comparison over seeds.
+
+    :param name: of the study, and of the files in ``docs``.
+    :param only: names of some of its conditions, separated by commas; by default all.
+    :param seeds: at most so many seeds of each; 0 is as many as the study says.
+    :param jobs: runs at a time.
+    :param docs: folder to write to.
+    """
+
+    name: str = "learning"
+    only: str | None = None
+    seeds: int = 0
+    jobs: int = 2
+    docs: Path = Path("docs")
+
+    def __post_init__(self) -> None:
+        if self.seeds < 0 or self.jobs < 1:
+            raise ValueError("seeds must be at least 0 and jobs at least 1")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a condition."""
+
+    env: str
+    study: str
+    condition: Condition
+    seed: int
+
+    @property
+    def run(self) -> str:
+        """Name of the run folder."""
+        return f"{self.study}-{self.condition.name.replace(' ', '-')}-{self.seed}".lower()
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return ROOT / folder_name(self.env) / self.run
+
+    @property
+    def command(self) -> str:
+        """What a person would type to train it."""
+        arguments = " ".join(filter(None, [self.condition.arguments, "--threads 1"]))
+        return f'make {self.condition.program} ENV={self.env} RUN={self.run} SEED={self.seed} ARGS="{arguments}"'
+
+    def steps(self) -> list[list[str]]:
+        """The programs that are still to be run, in this order."""
+        found = []
+        if not (self.folder / "done").is_file():
+            options = ["--env", self.env, "--run", self.run, "--seed", str(self.seed), "--threads", "1"]
+            found.append([self.condition.program, *options, *self.condition.arguments.split()])
+        path = ["--run", str(self.folder)]
+        if self.condition.program == "train" and not (self.folder / "eval.json").is_file():
+            found.append(["evaluate", *path, *(["--ablate"] if self.condition.ablate else [])])
+        if self.condition.probe and not (self.folder / "probe.json").is_file():
+            found.append(["probe", *path])
+        return found
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run what is missing, then report."""
+    config = parse(StudyConfig, argv)
+    jobs = chosen(config)
+    with ThreadPoolExecutor(config.jobs) as pool:
+        failed = [name for name in pool.map(perform, jobs) if name is not None]
+    if failed:
+        raise UserError(f"{len(failed)} runs failed, the first is {failed[0]}: see {ROOT}/{failed[0]}.log")
+    write_report(config.docs, config.name, [(job.condition, job.seed, job.command, job.folder) for job in jobs])
+
+
+def chosen(config: StudyConfig) -> list[Job]:
+    """The runs of a study, seed by seed, so that an early stop leaves comparisons and not single conditions.
+
+    :raises UserError: for an unknown study or condition.
+    """
+    if config.name not in STUDIES:
+        raise unknown("study", config.name, STUDIES)
+    study = STUDIES[config.name]
+    conditions = {condition.name: condition for condition in study.conditions}
+    names = list(conditions) if config.only is None else [name.strip() for name in config.only.split(",")]
+    for name in names:
+        if name not in conditions:
+            raise unknown(f"condition of study '{config.name}'", name, conditions)
+    jobs = [
+        Job(study.env, config.name, conditions[name], seed)
+        for name in names
+        for seed in range(min(conditions[name].seeds, config.seeds or conditions[name].seeds))
+    ]
+    return sorted(jobs, key=lambda job: job.seed)
+
+
+def perform(job: Job) -> str | None:
+    """Do what is missing of a run, on one thread; its output goes to a log beside the run folder.
+
+    :return: the run's name if a program failed.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    log = job.folder.with_name(f"{job.run}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for program, *arguments in job.steps():
+        print(f"{job.run}: {program}", flush=True)
+        with log.open("a") as output:
+            command = [sys.executable, "-m", f"experiments.{program}", *arguments]
+            if subprocess.run(command, stdout=output, stderr=output, env=environment, check=False).returncode:
+                return f"{folder_name(job.env)}/{job.run}"
+        if program == job.condition.program:
+            (job.folder / "done").touch()
+    return None
+
+
+if __name__ == "__main__":
+    run_main(main)
