@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from kp3d_rl.metrics import (
+    bootstrap_difference_interval,
     bootstrap_mean_interval,
     constant_probe,
     interquartile_mean,
@@ -221,3 +222,15 @@ def test_interquartile_mean_agrees_with_scipy(count):
     values = np.random.default_rng(count).normal(size=count)
     assert interquartile_mean(values) == pytest.approx(stats.trim_mean(values, 0.25))
     assert math.isnan(interquartile_mean([]))
+
+
+def test_the_interval_of_a_difference_covers_it_and_knows_noise() -> None:
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(3.0, 1.0, 200), generator.normal(1.0, 1.0, 100)
+    low, high = bootstrap_difference_interval(first, second)
+    exact = np.sqrt(first.var() / 200 + second.var() / 100)  # normal approximation of the standard error
+    middle = first.mean() - second.mean()
+    assert low == pytest.approx(middle - 1.96 * exact, abs=0.04)
+    assert high == pytest.approx(middle + 1.96 * exact, abs=0.04)
+    assert bootstrap_difference_interval([1, 1], [0, 0]) == (1.0, 1.0)
+    assert np.isnan(bootstrap_difference_interval([], [1.0])).all()

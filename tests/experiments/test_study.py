@@ -1,0 +1,188 @@
+"""Studies: what is run, what is left out because it is there, and what the report makes of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from envs.errors import UserError
+from experiments import pretrain, report, study, train
+from experiments.cli import parse
+from experiments.config import PretrainConfig, TrainConfig
+from experiments.evaluation import Episode, Evaluation
+from experiments.study import Condition, Job, Study, StudyConfig
+from tests.experiments.conftest import TINY, run_in
+
+TINY_STUDY = Study(
+    "reach-multiview",
+    (Condition("default", "--ppo.hidden 24", ablate=True, probe=True), Condition("no eyes", "--encoder.kind state")),
+)
+
+
+@pytest.mark.parametrize("name", sorted(study.STUDIES))
+def test_every_condition_is_a_valid_command_line(name: str) -> None:
+    for job in study.chosen(StudyConfig(name)):
+        program, *arguments = job.steps()[0]
+        config = parse({"train": TrainConfig, "pretrain": PretrainConfig}[program], arguments)
+        assert config.seed == job.seed and config.run == job.run and config.threads == 1
+        assert f"make {program} ENV={config.env} RUN={config.run} SEED={config.seed}" in job.command
+
+
+def test_seeds_come_first_so_that_an_early_stop_leaves_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(study.STUDIES, "tiny", TINY_STUDY)
+    jobs = study.chosen(StudyConfig("tiny", seeds=2))
+    assert [(job.seed, job.condition.name) for job in jobs] == [
+        (0, "default"), (0, "no eyes"), (1, "default"), (1, "no eyes"),
+    ]  # fmt: skip
+    assert [job.condition.name for job in study.chosen(StudyConfig("tiny", only="no eyes", seeds=1))] == ["no eyes"]
+    assert len(study.chosen(StudyConfig("tiny"))) == 10
+
+
+def test_unknown_studies_and_conditions_name_the_closest() -> None:
+    with pytest.raises(UserError, match="did you mean 'learning'"):
+        study.chosen(StudyConfig("learnin"))
+    with pytest.raises(UserError, match="did you mean 'pixels'"):
+        study.chosen(StudyConfig("learning", only="default,pixel"))
+    with pytest.raises(ValueError, match="jobs at least 1"):
+        StudyConfig(jobs=0)
+
+
+def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = Job("reach-multiview", "tiny", TINY_STUDY.conditions[0], 3)
+    assert [step[0] for step in job.steps()] == ["train", "evaluate", "probe"]
+    assert "--ablate" in job.steps()[1]
+    ran = []
+
+    def run(command, **kwargs):  # noqa: ANN001, ANN202
+        ran.append(command[2])
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if command[2].endswith("evaluate"):
+            (job.folder / "eval.json").touch()
+        return SimpleNamespace(returncode=int(command[2].endswith("probe")))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert study.perform(job) == "reach-multiview/tiny-default-3"  # the probe failed
+    assert ran == ["experiments.train", "experiments.evaluate", "experiments.probe"]
+    assert [step[0] for step in job.steps()] == ["probe"]
+    state = Job("reach-multiview", "tiny", TINY_STUDY.conditions[1], 3)
+    assert [step[0] for step in state.steps()] == ["train", "evaluate"] and "--ablate" not in state.steps()[1]
+
+
+def test_failed_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(study.STUDIES, "tiny", TINY_STUDY)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=1))
+    with pytest.raises(UserError, match="2 runs failed, the first is reach-multiview/tiny-default-0: see runs/"):
+        study.main(["--name", "tiny", "--seeds", "1"])
+    assert not (tmp_path / "docs").exists()
+
+
+def test_a_study_of_real_runs_is_reported(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The programs run in this process: what is tested is that their files fit together."""
+    from experiments import evaluate, probe
+
+    conditions = (
+        Condition("default", " ".join(TINY).replace("--threads 1", ""), 1, ablate=True, probe=True),
+        Condition("alone", "--steps 6 --frames 64 --image-size 32 --encoder.keypoints 4", 1, "pretrain", probe=True),
+    )
+    monkeypatch.setitem(study.STUDIES, "real", Study("reach-multiview", conditions))
+    quick = {"evaluate": ["--episodes", "2"], "probe": ["--episodes", "4", "--steps", "4", "--autoencoder-steps", "2"]}
+    mains = {"train": train.main, "pretrain": pretrain.main, "evaluate": evaluate.main, "probe": probe.main}
+
+    def run(command, **kwargs):  # noqa: ANN001, ANN202
+        program = command[2].removeprefix("experiments.")
+        arguments = [*command[3:], *quick.get(program, [])]
+        mains[program](arguments)
+        return SimpleNamespace(returncode=0)
+
+    class Here:
+        """Signals are handled in the main thread alone, so nothing runs in a pool."""
+
+        def __init__(self, jobs: int) -> None:
+            self.map = map
+
+        def __enter__(self) -> Here:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(study, "ThreadPoolExecutor", Here)
+    run_in(workplace, study.main, ["--name", "real", "--jobs", "1"])
+    data = json.loads((workplace / "docs" / "real.json").read_text())
+    first, second = data["runs"]
+    assert first["success"]["blacked out"]["success_at_end"]["n"] == 2 and first["steps"] == 160
+    assert set(first["probe"]["probe_error_cm"]) == {"end_effector", "target"}
+    assert {"command", "seed", "commit", "machine", "condition", "minutes"} <= first.keys() & second.keys()
+    assert "success" not in second and second["steps"] == 6
+    assert iio.imread(workplace / "docs" / "real.png").std() > 1
+    said = capsys.readouterr().out
+    assert "| default | 1 | 160 |" in said and "| alone | 1 |" in said
+
+
+# -- the report ------------------------------------------------------------------------------------------------------
+
+
+def record(condition: str, seed: int, k: int, black: int | None = None) -> dict:
+    def summary(count: int) -> dict:
+        episodes = tuple(Episode(n, False, n < count, n < count, 1.0, 5) for n in range(100))
+        return Evaluation(episodes).summary()
+
+    shown = {"as trained": summary(k)} | ({} if black is None else {"blacked out": summary(black)})
+    return {
+        "condition": condition, "seed": seed, "steps": 1000, "minutes": 3.0, "success": shown,
+        "evaluated_success_at_end": [[0, 0.0], [1000, k / 100]],
+    }  # fmt: skip
+
+
+RECORDS = [record("default", s, k, black=2) for s, k in enumerate((90, 95, 100))] + [
+    record("blind", s, k) for s, k in enumerate((0, 10, 5))
+]
+
+
+def test_the_success_table_pools_episodes_and_compares_over_seeds() -> None:
+    _, _, default, blind = report.success_table(RECORDS)
+    assert default == "| default | 3 | 1,000 | 3 | 285/300 (92 to 97 %) | 90, 95, 100 |  |"
+    assert blind.startswith("| blind | 3 | 1,000 | 3 | 15/300 (3 to 8 %) | 0, 10, 5 | 90 (")
+    low, high = (int(x) for x in blind.split("(")[-1].rstrip(") |").split(" to "))
+    assert 80 <= low < 90 < high <= 100
+
+
+def test_the_ablation_table_is_of_the_first_condition() -> None:
+    assert report.ablation_table(RECORDS)[2:] == [
+        "| as trained | 285/300 (92 to 97 %) |",
+        "| blacked out | 6/300 (1 to 4 %) |",
+    ]
+
+
+def test_the_probe_table_gives_means_and_extremes() -> None:
+    def probed(seed: int, error: float, on: list[int]) -> dict:
+        errors = {"keypoints": error, "constant": 20.0, "random encoder": 10.0}
+        probe = {"probe_error_cm": {"ball": errors}, "view_disagreement_cm": 2.0, "counted": 5, "on_body": {"ball": on}}
+        return {"condition": "default", "seed": seed, "probe": probe}
+
+    row = report.probe_table([probed(0, 1.0, [3]), probed(1, 2.0, [3, 4])])[-1]
+    assert row == "| default | 2 | 1.5 (1.0 to 2.0) | 20.0 / 10.0 | 2.0 (2.0 to 2.0) | 5 (5 to 5) | 2 (1 to 2) |"
+    assert report.probe_table(RECORDS) == []
+
+
+def test_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
+    with (tmp_path / "metrics.csv").open("w") as file:
+        writer = csv.DictWriter(file, ["time/total_timesteps", "time/time_elapsed", "keypoints/reconstruction_ratio"])
+        writer.writeheader()
+        writer.writerows({"time/total_timesteps": n, "time/time_elapsed": 60 * n, "keypoints/reconstruction_ratio": n}
+                         for n in range(1, 501))  # fmt: skip
+    found = report.curves(SimpleNamespace(path=tmp_path))
+    points = np.array(found["reconstruction_ratio"])
+    assert len(points) == report.POINTS and points[0].tolist() == [1, 1] and points[-1].tolist() == [500, 500]
+    assert found["steps"] == 500 and found["minutes"] == 500 and found["evaluated_success_at_end"] == []
