@@ -6,7 +6,7 @@ TASK := $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(if $(SEED),--seed 
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train pretrain evaluate probe video preview doctor test lint clean
+.PHONY: help setup study train pretrain evaluate probe video preview doctor test lint clean
 
 help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ probe: setup ## what a run's keypoints are worth, against the simulator: make pr
 
 video: setup ## an mp4 of a run with its keypoints drawn in: make video ENV=… RUN=…
 	@exec $(PYTHON) -m experiments.video $(TASK) $(ARGS)
+
+study: setup ## conditions against each other over seeds, into docs/: make study ARGS="--name learning"
+	@exec $(PYTHON) -m experiments.study $(ARGS)
 
 preview: setup ## one picture of all views of an environment: make preview ENV=…
 	@exec $(PYTHON) -m experiments.preview $(if $(ENV),--env $(ENV)) $(CAMERA) $(ARGS)

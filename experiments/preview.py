@@ -36,6 +36,7 @@ class PreviewConfig:
 
     :param env: registered task, or any MuJoCo Gymnasium id together with ``cameras``.
     :param cameras: YAML file of cameras in place of the task's own, or names of some of those, separated by commas.
+    :param redraw: show the scene redrawn from this number, as the option of ``train``.
     :param seed: of the reset.
     :param size: pixels per side of the sharp views.
     :param image_size: pixels per side of the views below, as the option of ``train``.
@@ -45,6 +46,7 @@ class PreviewConfig:
 
     env: str = "reach-multiview"
     cameras: str | None = None
+    redraw: int | None = None
     seed: int = 0
     size: int = 384
     image_size: int = 64
@@ -78,7 +80,9 @@ def main(argv: Sequence[str]) -> None:
 def make_env(config: PreviewConfig) -> MultiViewObservation:
     """The environment at training resolution."""
     side = config.image_size
-    return registry.make(config.env, cameras=config.cameras, height=side, width=side, renderer=config.renderer)
+    return registry.make(
+        config.env, cameras=config.cameras, height=side, width=side, renderer=config.renderer, redraw=config.redraw
+    )
 
 
 def preview(env: MultiViewObservation, size: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,27 @@ def write_report(docs: Path, name: str, runs: Sequence[tuple[Any, int, str, Path
     path.write_text(json.dumps({"study": name, "runs": records}, indent=1) + "\n")
     if any(record["evaluated_success_at_end"] for record in records):
         draw_curves(records, docs / f"{name}.png")
+    for page in sorted(docs.glob("*.md")):
+        page.write_text(filled(page.read_text(), docs))
     print("\n".join([*success_table(records), "", *probe_table(records)]))
     print(f"written to {path}")
+
+
+def filled(text: str, docs: Path) -> str:
+    """A page with its tables made anew from the data beside it.
+
+    A table stands between ``<!-- table <study> <kind> -->`` and ``<!-- end -->``; kinds are those of :data:`TABLES`.
+
+    :param text: of the page.
+    :param docs: folder of the data.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        records = json.loads((docs / f"{match['study']}.json").read_text())["runs"]
+        rows = TABLES[match["kind"]](records)
+        return "\n".join([f"<!-- table {match['study']} {match['kind']} -->", *rows, "<!-- end -->"])
+
+    return re.sub(r"<!-- table (?P<study>\S+) (?P<kind>\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
 def gather(condition: str, seed: int, command: str, run: Run) -> dict[str, Any]:
@@ -206,3 +226,27 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=110)
 
+
+
+def gradient_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown: norms of the two gradients on the encoder over the run, of the first condition; means over seeds."""
+    group = next(iter(conditions(records).values()))
+    lines = ["| part of the run | auxiliary loss | policy | policy / auxiliary |", "|---|---|---|---|"]
+    for part in range(4):
+        means = []
+        for name in ("encoder_gradient_from_auxiliary", "encoder_gradient_from_policy"):
+            series = [np.array(record[name])[:, 1] for record in group]
+            means.append(float(np.mean([np.array_split(values, 4)[part].mean() for values in series])))
+        share = means[1] / means[0]
+        quarter = ("first", "second", "third", "last")[part]
+        lines.append(f"| {quarter} quarter | {means[0]:.2f} | {means[1]:.3f} | {share:.3f} |")
+    return lines
+
+
+TABLES = {
+    "success": success_table,
+    "ablations": ablation_table,
+    "probe": probe_table,
+    "gradients": gradient_table,
+}
+"""Kinds of tables that a page may ask for."""

@@ -121,3 +121,11 @@ def test_errors_say_what_is_wrong_and_write_nothing(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message):
             main(options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_redrawn_scene_looks_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, options in (("own", []), ("redrawn", ["--redraw", "1"]), ("again", ["--redraw", "1"])):
+        main(["--size", "64", "--image-size", "32", "--output", f"{name}.png", *options])
+    own, redrawn, again = (iio.imread(f"{name}.png").astype(int) for name in ("own", "redrawn", "again"))
+    assert np.array_equal(redrawn, again) and np.abs(own - redrawn).mean() > 5
