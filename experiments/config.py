@@ -247,7 +247,7 @@ class PretrainConfig(RunConfig):
 
     policy: Literal["random", "scripted", "mixed"] = "random"
     frames: int = 8000
-    steps: int = 4000
+    steps: int = 3000
     batch_size: int = 64
     learning_rate: float = 1.2e-3
     log_every: int = 200
