@@ -95,8 +95,8 @@ def require_same_keypoints(run: Run, checkpoint: Checkpoint) -> None:
     :raises UserError: naming both values.
     """
     heads = [t for name, t in checkpoint.policy.items() if name.endswith("encoder.views.0.head.weight")]
-    if run.config.encoder.kind == "keypoint3d" and heads and heads[0].shape[0] != 2 * run.config.encoder.keypoints:
+    if run.config.encoder.kind == "keypoint3d" and heads and heads[0].shape[0] != run.config.encoder.keypoints:
         raise UserError(
-            f"{run.path}: its weights have {heads[0].shape[0] // 2} keypoints, "
+            f"{run.path}: its weights have {heads[0].shape[0]} keypoints, "
             f"its config.yaml says {run.config.encoder.keypoints}"
         )

@@ -12,17 +12,32 @@ from torch.autograd.function import once_differentiable
 from kp3d_rl.cameras import Rig
 
 
-def fuse(points: Tensor, weights: Tensor) -> Tensor:
+def fuse(points: Tensor, weights: Tensor, rays: Tensor | None = None, depth_trust: float = 1.0) -> Tensor:
     """Weighted mean over the views.
 
     Source: Chen, Abbeel, Pathak, "Unsupervised Learning of Visual 3D Keypoints for Control", ICML 2021: weights are
     normalised across cameras.
 
+    A camera knows well where in its image a point is and badly how far away. With ``rays`` an opinion counts in full
+    across its ray and by ``depth_trust`` along it: this is the point that minimises the sum over views of
+    ``w (|e|^2 - (1 - depth_trust) (r . e)^2)``, e being its offset from the opinion and r the ray. A trust of 1 is the
+    plain weighted mean; the nearer it is to 0, the more is this triangulation.
+
     :param points: (..., V, K, 3), each view's opinion of each point.
     :param weights: (..., V, K), not negative. Where all views of a point weigh 0, they count equally.
+    :param rays: (..., V, K, 3) unit vectors from each camera to its points.
+    :param depth_trust: in (0, 1].
     :return: (..., K, 3).
     """
-    return (points * _normalise(weights, -2).unsqueeze(-1)).sum(-3)
+    weights = _normalise(weights, -2).unsqueeze(-1)
+    if rays is None or depth_trust == 1.0:
+        return (points * weights).sum(-3)
+    across = torch.eye(3, dtype=points.dtype, device=points.device) - (1.0 - depth_trust) * (
+        rays.unsqueeze(-1) * rays.unsqueeze(-2)
+    )
+    information = weights.unsqueeze(-1) * across
+    moment = (information @ points.unsqueeze(-1)).sum(-4)
+    return torch.linalg.solve(information.sum(-4), moment).squeeze(-1)
 
 
 def triangulate(rig: Rig, uv: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -64,10 +64,10 @@ def standardise(logits: Tensor, epsilon: float = 1e-2) -> Tensor:
     A response that is rare in the image stands out by many deviations, one that is everywhere by few, so that the
     softmax of standardised logits is sharp on small things from the first step on.
 
-    :param epsilon: added to the deviation, so that a flat map stays flat.
+    :param epsilon: least deviation that is divided by, so that a flat map stays flat and its gradient finite.
     """
     centred = logits - logits.mean((-2, -1), keepdim=True)
-    return centred / (centred.square().mean((-2, -1), keepdim=True).sqrt() + epsilon)
+    return centred / (centred.square().mean((-2, -1), keepdim=True) + epsilon**2).sqrt()
 
 
 def soft_argmax(heat: Tensor, grid_rows: CellGrid, grid_cols: CellGrid) -> Tensor:

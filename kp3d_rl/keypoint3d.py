@@ -8,7 +8,8 @@ The chain, each step a function of the module named after it::
     fused keypoints -> (u, v) in every view -> Gaussian maps -> foreground over background      (reconstruction.py)
 
 These choices differ from the original on purpose. Depth is bounded by where each camera sees the workspace box, not by
-twice a typed mean depth. The decoder draws a foreground layer with an opacity over the known background image, so that
+twice a typed mean depth; it is told from what a keypoint attends to, and counts for less than its place in the image
+when the views are fused. The decoder draws a foreground layer with an opacity over the known background image, so that
 the background costs no capacity and every difference from it must be explained by keypoints. Heat maps are
 standardised, rare sights weigh more, and some views are drawn from their own keypoints (an option each): small things
 such as a target are found late or never without them.
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from kp3d_rl.cameras import Rig, Workspace
 from kp3d_rl.geometry import fuse
-from kp3d_rl.heatmaps import expected_value, soft_argmax, softmax2d, spread, standardise
+from kp3d_rl.heatmaps import soft_argmax, softmax2d, spread, standardise
 from kp3d_rl.losses import LossWeights
 from kp3d_rl.networks import LAYERS, Precision, ViewEncoder, convolve_in, grids
 
@@ -55,6 +56,9 @@ class Keypoint3DConfig:
         ones. A small object is found in 2D first, long before the views' depths agree well enough to hit it together.
     :param random_shift: pixels by which the views of a training batch are shifted at random, as in DrQ
         (:mod:`kp3d_rl.augmentation`); the encoder is told the offsets, so that its geometry stays exact; 0: not at all.
+    :param depth: "attended", told by a small network from what a keypoint attends to, or "map", the expectation of a
+        depth map (original).
+    :param depth_trust: what a view's depth counts for in the fusion, relative to its place in the image (original: 1).
     :param precision: of the convolutions; "auto" takes bfloat16 where the device computes in it, almost twice as fast.
     :param multiview_rise: gradient steps over which the multi-view weight rises from a tenth to its value. At full
         weight from the start, views agree on big things and a keypoint that one view moves to a small one is pulled
@@ -78,6 +82,8 @@ class Keypoint3DConfig:
     weigh_pixels: bool = True
     own_view: float = 0.5
     random_shift: int = 0
+    depth: Literal["attended", "map"] = "attended"
+    depth_trust: float = 0.1
     precision: Precision = "auto"
     multiview_rise: int = 1000
     loss: LossWeights = field(default_factory=LossWeights)
@@ -94,6 +100,8 @@ class Keypoint3DConfig:
             raise ValueError(f"encoder random_shift must be at least 0 pixels, got {self.random_shift}")
         if not 0 <= self.own_view <= 1:
             raise ValueError(f"encoder own_view must lie between 0 and 1, got {self.own_view}")
+        if not 0 < self.depth_trust <= 1:
+            raise ValueError(f"encoder depth_trust must be above 0 and at most 1, got {self.depth_trust}")
         if self.gaussian_width <= 0 or self.heat_scale <= 0:
             raise ValueError("encoder gaussian_width and heat_scale must be above 0")
 
@@ -166,7 +174,9 @@ class Keypoint3D(nn.Module):
         self.config = config
         networks = 1 if config.view_weights == "shared" else rig.num_views
         layers = LAYERS[config.layers]
-        self.views = nn.ModuleList(ViewEncoder(config.keypoints, config.width, layers) for _ in range(networks))
+        self.views = nn.ModuleList(
+            ViewEncoder(config.keypoints, config.width, layers, config.depth) for _ in range(networks)
+        )
         self.rows, self.columns = grids(layers, rig.height, rig.width)
         self.height, self.width, self.num_views = rig.height, rig.width, rig.num_views
         for name, value in (
@@ -223,11 +233,11 @@ class Keypoint3D(nn.Module):
         if tuple(images.shape[1:]) != expected:
             raise ValueError(f"images of shape {tuple(images.shape[1:])} do not fit the rig's {expected}")
         rig = self.rig if camera_poses is None else self.rig.with_poses(camera_poses)
-        heat_logits, depth_logits = self._heat_and_depth_logits(to_network_layout(images) * 2.0 - 1.0)
+        heat_logits, features = self._heat_logits_and_features(to_network_layout(images) * 2.0 - 1.0)
         heat = softmax2d(self._scaled(heat_logits))
-        near, far = self._depth_range(rig)
-        depth = near[..., None] + (far - near)[..., None] * expected_value(heat, torch.sigmoid(depth_logits))
         uv, window = soft_argmax(heat, self.rows, self.columns), rig
+        near, far = self._depth_range(rig)
+        depth = near[..., None] + (far - near)[..., None] * self._relative_depth(features, heat, uv)
         if offset is None:
             offset = uv.new_zeros(*uv.shape[:2], 2)
         else:
@@ -240,7 +250,7 @@ class Keypoint3D(nn.Module):
             spread=spread(heat, self.rows, self.columns),
             confidence=confidence,
             view_points=view_points,
-            points=self._fuse(view_points, confidence),
+            points=self._fuse(rig, view_points, confidence),
             present=self.present,
             heat=heat,
             offset=offset,
@@ -261,18 +271,27 @@ class Keypoint3D(nn.Module):
         rig = self.rig if camera_poses is None else self.rig.with_poses(camera_poses)
         uv = keypoints.uv + keypoints.spread * noise
         view_points = rig.unproject(uv, keypoints.depth)
-        points = self._fuse(view_points, keypoints.confidence)
+        points = self._fuse(rig, view_points, keypoints.confidence)
         return dataclasses.replace(keypoints, uv=uv, view_points=view_points, points=points)
 
-    def _heat_and_depth_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B V, 3, H, W) to two (B, V, K, h, w), each view through its own or the shared network."""
+    def _heat_logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B V, 3, H, W) to (B, V, K, h, w) and (B, V, C, h, w), each view through its own or the shared network."""
         with convolve_in(self.config.precision, images.device):
             if len(self.views) == 1:
-                heat, depth = (maps.unflatten(0, (-1, self.num_views)) for maps in self.views[0](images))
+                heat, features = (maps.unflatten(0, (-1, self.num_views)) for maps in self.views[0](images))
             else:
                 per_view = [net(images[number :: self.num_views]) for number, net in enumerate(self.views)]
-                heat, depth = (torch.stack(maps, 1) for maps in zip(*per_view, strict=True))
-        return heat.float(), depth.float()
+                heat, features = (torch.stack(maps, 1) for maps in zip(*per_view, strict=True))
+        return heat.float(), features.float()
+
+    def _relative_depth(self, features: Tensor, heat: Tensor, uv: Tensor) -> Tensor:
+        """(B, V, K) in [0, 1], from each view's own features (B, V, C, h, w), heat maps and keypoints."""
+        half = uv.new_tensor([self.width / 2, self.height / 2])
+        asked = features, heat, uv / half - 1.0
+        if len(self.views) == 1:
+            return self.views[0].relative_depth(*(part.flatten(0, 1) for part in asked)).unflatten(0, uv.shape[:2])
+        each = [net.relative_depth(*(part[:, number] for part in asked)) for number, net in enumerate(self.views)]
+        return torch.stack(each, 1)
 
     def _scaled(self, heat_logits: Tensor) -> Tensor:
         """What the softmax over cells is taken of."""
@@ -289,7 +308,9 @@ class Keypoint3D(nn.Module):
         mean = heat_logits.mean((-2, -1))
         return torch.softmax(mean if self.config.confidence else torch.zeros_like(mean), dim=-1)
 
-    def _fuse(self, view_points: Tensor, confidence: Tensor) -> Tensor:
+    def _fuse(self, rig: Rig, view_points: Tensor, confidence: Tensor) -> Tensor:
         """Fuse the present views' keypoints, weighted by confidence: (B, V, K, 3) to (B, K, 3)."""
         # Never quite 0 for a view that is present: where all of them were, the missing one would count as much.
-        return fuse(view_points, confidence.clamp(min=1e-20) * self.present.unsqueeze(-1))
+        weights = confidence.clamp(min=1e-20) * self.present.unsqueeze(-1)
+        rays = torch.nn.functional.normalize(view_points - rig.centres.unsqueeze(-2), dim=-1)
+        return fuse(view_points, weights, rays, self.config.depth_trust)

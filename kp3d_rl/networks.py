@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kp3d_rl.heatmaps import CellGrid
+from kp3d_rl.heatmaps import CellGrid, expected_value
 
 Layer = tuple[int, int, int]
 """Kernel, stride and padding of a convolution."""
@@ -77,14 +77,21 @@ def grids(layers: Sequence[Layer], height: int, width: int) -> tuple[CellGrid, C
 
 
 class ViewEncoder(nn.Module):
-    """Heat logits and depth maps of K keypoints from one view.
+    """Heat logits of K keypoints from one view, and what their depths are told from.
 
     :param keypoints: K.
     :param width: filters of the first layer; each strided layer doubles them.
     :param layers: kernel, stride and padding of each convolution.
+    :param depth: "attended", by :class:`AttendedDepth`, or "map", a map of depth logits for each keypoint.
     """
 
-    def __init__(self, keypoints: int, width: int = 16, layers: Sequence[Layer] = FAST_LAYERS) -> None:
+    def __init__(
+        self,
+        keypoints: int,
+        width: int = 16,
+        layers: Sequence[Layer] = FAST_LAYERS,
+        depth: Literal["attended", "map"] = "attended",
+    ) -> None:
         super().__init__()
         self.keypoints = keypoints
         stack: list[nn.Module] = []
@@ -95,15 +102,61 @@ class ViewEncoder(nn.Module):
             stack += [nn.Conv2d(channels, filters, kernel, stride, padding), nn.ReLU()]
             channels = filters
         self.trunk = nn.Sequential(*stack)
-        self.head = nn.Conv2d(channels, 2 * keypoints, 1)
+        self.head = nn.Conv2d(channels, keypoints, 1)
+        self.depth = AttendedDepth(keypoints, channels) if depth == "attended" else nn.Conv2d(channels, keypoints, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the network.
+        """Run the convolutions.
 
         :param images: (B, 3, H, W) in [-1, 1].
-        :return: heat logits and depth logits, (B, K, h, w) each.
+        :return: heat logits (B, K, h, w), and features (B, C, h, w) for :meth:`relative_depth`.
         """
-        return tuple(self.head(self.trunk(images)).split(self.keypoints, dim=1))  # type: ignore[return-value]
+        features = self.trunk(images)
+        return self.head(features), features
+
+    def relative_depth(self, features: Tensor, heat: Tensor, position: Tensor) -> Tensor:
+        """Depth of each keypoint between the nearest and the farthest that is possible.
+
+        :param features: (B, C, h, w), what :meth:`forward` gave.
+        :param heat: (B, K, h, w) heat maps, summing to 1.
+        :param position: (B, K, 2) keypoints in the image, -1 to 1.
+        :return: (B, K) in [0, 1].
+        """
+        if isinstance(self.depth, AttendedDepth):
+            return torch.sigmoid(self.depth(features, heat, position))
+        return expected_value(heat, torch.sigmoid(self.depth(features)))
+
+
+class AttendedDepth(nn.Module):
+    """Depth logits from the features that each keypoint attends to, from the whole view's, and from its position.
+
+    How far away a thing is shows in how large it looks, which is no linear function of the features in a cell; and an
+    expectation over a depth map (the original's way) is linear in them. Every keypoint has a small network of its own.
+
+    :param keypoints: K.
+    :param channels: C.
+    :param hidden: units of each keypoint's hidden layer.
+    """
+
+    def __init__(self, keypoints: int, channels: int, hidden: int = 32) -> None:
+        super().__init__()
+        size = 2 * channels + 2
+        self.inner = nn.Parameter((torch.rand(keypoints, size, hidden) * 2.0 - 1.0) * (3.0 / size) ** 0.5)
+        self.inner_bias = nn.Parameter(torch.zeros(keypoints, hidden))
+        self.outer = nn.Parameter(torch.zeros(keypoints, hidden))  # the middle of the range at the start
+        self.outer_bias = nn.Parameter(torch.zeros(keypoints))
+
+    def forward(self, features: Tensor, heat: Tensor, position: Tensor) -> Tensor:
+        """Run the networks; arguments as :meth:`ViewEncoder.relative_depth`.
+
+        :return: (B, K).
+        """
+        flat = features.flatten(2)
+        attended = heat.flatten(2) @ flat.mT
+        around = flat.mean(-1, keepdim=True).mT.expand_as(attended)
+        said = torch.cat([attended, around, position], -1)
+        units = torch.relu(torch.einsum("bki,kih->bkh", said, self.inner) + self.inner_bias)
+        return (units * self.outer).sum(-1) + self.outer_bias
 
 
 class ViewDecoder(nn.Module):

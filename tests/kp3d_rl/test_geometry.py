@@ -56,6 +56,32 @@ def test_fuse_is_the_weighted_mean_of_a_loop():
             np.testing.assert_allclose(fused[b, k], expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("trust", [1.0, 0.3, 1e-6])
+def test_fuse_along_rays_minimises_what_it_says(trust):
+    """No point nearby does better; full trust is the mean; next to none is triangulation."""
+    rig = ring(3, 4)
+    uv, depth = torch.rand(4, 5, 2, dtype=torch.float64) * 60, torch.rand(4, 5, dtype=torch.float64) + 1.5
+    points, weights = rig.unproject(uv, depth), torch.rand(4, 5, dtype=torch.float64)
+    rays = torch.nn.functional.normalize(points - rig.centres[:, None], dim=-1)
+    fused = fuse(points, weights, rays, trust)
+
+    def cost(p):
+        e = p - points
+        return (weights * (e.square().sum(-1) - (1 - trust) * (e * rays).sum(-1) ** 2)).sum(0)
+
+    for step in 1e-3 * torch.randn(20, 5, 3, dtype=torch.float64):
+        assert (cost(fused + step) > cost(fused)).all()
+    if trust == 1.0:
+        torch.testing.assert_close(fused, fuse(points, weights))
+    if trust == 1e-6:  # the same rays' nearest point, weighed in the world and not in the plane at depth 1
+        at_one = rig.unproject(uv, torch.ones_like(depth))
+        toward = torch.nn.functional.normalize(at_one - rig.centres[:, None], dim=-1)
+        across = torch.eye(3, dtype=torch.float64) - toward.unsqueeze(-1) * toward.unsqueeze(-2)
+        normal_equations = (weights[..., None, None] * across).sum(0)
+        moment = (weights[..., None, None] * across @ rig.centres[:, None, :, None]).sum(0)
+        torch.testing.assert_close(fused, torch.linalg.solve(normal_equations, moment)[..., 0], atol=1e-4, rtol=0)
+
+
 def test_fuse_without_weight_is_the_plain_mean_with_finite_gradients():
     points = normal(3, 2, 3).requires_grad_()
     weights = torch.tensor([[0.0, 0.2], [0.0, 0.0], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)

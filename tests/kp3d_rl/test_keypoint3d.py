@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from kp3d_rl.cameras import Rig
+from kp3d_rl.geometry import fuse
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig, to_network_layout
 from kp3d_rl.losses import LossWeights, weighted_sum
 from kp3d_rl.metrics import constant_probe, ridge_probe
-from kp3d_rl.networks import PAPER_LAYERS, ViewDecoder, ViewEncoder, grids, output_size
+from kp3d_rl.networks import PAPER_LAYERS, AttendedDepth, ViewDecoder, ViewEncoder, grids, output_size
 from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms
 from tests.dotworld import dot_frames, dot_scene
 
@@ -35,8 +36,8 @@ def every_view(encoder: Keypoint3D) -> torch.Tensor:
 
 def test_paper_layers_give_the_originals_twelve_cells_and_come_back_to_108_pixels() -> None:
     assert [output_size(PAPER_LAYERS[:n], 108) for n in (1, 2, 3)] == [53, 26, 12]
-    heat, depth = ViewEncoder(5, layers=PAPER_LAYERS)(torch.zeros(1, 3, 108, 108))
-    assert heat.shape == depth.shape == (1, 5, 12, 12)
+    heat, features = ViewEncoder(5, layers=PAPER_LAYERS)(torch.zeros(1, 3, 108, 108))
+    assert heat.shape == (1, 5, 12, 12) and features.shape == (1, 64, 12, 12)
     colour, opacity = ViewDecoder(5, layers=PAPER_LAYERS)(heat, (108, 108))
     assert colour.shape == (1, 3, 108, 108) and opacity.shape == (1, 1, 108, 108)
 
@@ -66,8 +67,9 @@ def test_shapes_and_meaning_of_the_outputs() -> None:
     assert torch.allclose(k.confidence.sum(-1), torch.ones(2, 3))
     uv, depth = encoder.rig.project_each(k.view_points)
     assert torch.allclose(uv, k.uv, atol=1e-3) and torch.allclose(depth, k.depth, atol=1e-5)
-    weights = k.confidence / k.confidence.sum(1, keepdim=True)
-    assert torch.allclose(k.points, (weights[..., None] * k.view_points).sum(1), atol=1e-6)
+    rays = k.view_points - encoder.rig.centres[:, None]
+    rays = rays / rays.norm(dim=-1, keepdim=True)
+    assert torch.allclose(k.points, fuse(k.view_points, k.confidence, rays, SMALL.depth_trust), atol=1e-5)
     assert torch.allclose(k.fused_confidence.mean(-1), torch.ones(2))
 
 
@@ -78,9 +80,35 @@ def test_depths_cover_the_box_as_each_camera_sees_it() -> None:
     depth = encoder(images).depth
     for logit, bound in ((-30.0, near - 0.1 * (far - near)), (30.0, far + 0.1 * (far - near))):
         with torch.no_grad():
-            encoder.views[0].head.weight[4:] = 0.0
-            encoder.views[0].head.bias[4:] = logit
+            encoder.views[0].depth.outer_bias[:] = logit
         assert torch.allclose(encoder(images).depth, bound[None, :, None].expand_as(depth), atol=1e-4)
+
+
+def test_a_depth_map_is_read_where_the_heat_is() -> None:
+    """The original's way: the expectation of a map of depths, each bounded on its own."""
+    network = ViewEncoder(2, depth="map")
+    features, heat = torch.randn(3, 32, 8, 8), torch.zeros(3, 2, 8, 8)
+    heat[:, :, 4, 6] = 1.0
+    expected = torch.sigmoid(network.depth(features))[:, :, 4, 6]
+    assert torch.allclose(network.relative_depth(features, heat, torch.zeros(3, 2, 2)), expected)
+
+
+def test_attended_depth_reads_features_at_the_heat_around_and_the_position() -> None:
+    """Against a loop over keypoints, in float64; and without what it was told, it says the middle."""
+    torch.manual_seed(0)
+    net = AttendedDepth(3, 5, hidden=4).double()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter)
+    features, position = torch.randn(2, 5, 4, 4).double(), torch.rand(2, 3, 2).double()
+    heat = torch.rand(2, 3, 4, 4).double().flatten(-2).softmax(-1).unflatten(-1, (4, 4))
+    for b in range(2):
+        for k in range(3):
+            attended = (features[b] * heat[b, k]).sum((-2, -1))
+            inputs = torch.cat([attended, features[b].mean((-2, -1)), position[b, k]])
+            units = torch.relu(inputs @ net.inner[k] + net.inner_bias[k])
+            expected = units @ net.outer[k] + net.outer_bias[k]
+            assert torch.allclose(net(features, heat, position)[b, k], expected, atol=1e-6)
+    assert torch.equal(AttendedDepth(3, 5)(features.float(), heat.float(), position.float()), torch.zeros(2, 3))
 
 
 def test_heat_at_one_cell_is_read_at_that_cells_pixel() -> None:
@@ -88,7 +116,7 @@ def test_heat_at_one_cell_is_read_at_that_cells_pixel() -> None:
     encoder, _ = build(dataclasses.replace(SMALL, keypoints=1))
     logits = torch.zeros(3, 1, 8, 8)
     logits[:, 0, 2, 5] = 30.0
-    encoder._heat_and_depth_logits = lambda _: (logits[None], torch.zeros(1, 3, 1, 8, 8))
+    encoder._heat_logits_and_features = lambda _: (logits[None], torch.zeros(1, 3, 8, 8, 8))
     uv = encoder(torch.zeros(1, 3, 32, 32, 3, dtype=torch.uint8)).uv
     assert torch.allclose(uv, torch.tensor([5 * 4 + 2.0, 2 * 4 + 2.0]).expand_as(uv), atol=1e-3)
 
@@ -128,7 +156,7 @@ def test_moving_cameras_give_the_same_answer_as_a_fixed_rig_at_that_pose() -> No
 
 
 def test_a_missing_view_has_no_weight() -> None:
-    encoder, _ = build()
+    encoder, _ = build(dataclasses.replace(SMALL, depth_trust=1.0))  # the plain mean over views
     images, _ = dot_frames(dot_scene(), 3)
     whole = encoder(images)
     with encoder.without(1):
@@ -148,10 +176,10 @@ def test_a_missing_view_has_no_weight() -> None:
 
 
 def test_a_missing_view_counts_for_nothing_where_no_other_is_confident() -> None:
-    encoder, _ = build()
+    encoder, _ = build(dataclasses.replace(SMALL, depth_trust=1.0))  # the plain mean over views
     found = encoder(dot_frames(dot_scene(), 1)[0])
     with encoder.without(0):
-        points = encoder._fuse(found.view_points, torch.zeros(1, 3, 4))
+        points = encoder._fuse(encoder.rig, found.view_points, torch.zeros(1, 3, 4))
     assert torch.allclose(points, found.view_points[:, 1:].mean(1), atol=1e-6)
 
 
@@ -273,6 +301,8 @@ def terms_of(config: Keypoint3DConfig, seed: int = 5) -> dict[str, float]:
         ("own_view", 1.0),
         ("standardise", False),
         ("weigh_pixels", False),
+        ("depth", "map"),
+        ("depth_trust", 1.0),
     ],
 )
 def test_every_option_changes_the_losses(option: str, value: object) -> None:
@@ -341,6 +371,8 @@ def test_decoded_views_draws_that_many_views_anew() -> None:
         {"heat_scale": 0},
         {"gaussian_width": 0},
         {"own_view": 1.5},
+        {"depth_trust": 0.0},
+        {"multiview_rise": -1},
     ],
 )
 def test_impossible_options_are_refused(bad: dict) -> None:
@@ -426,3 +458,16 @@ def test_the_multiview_weight_rises_to_its_value_and_the_others_stay() -> None:
     assert [config.loss_at(step).multiview for step in (0, 5, 50, 100, 1000)] == pytest.approx([0.8, 0.8, 4, 8, 8])
     assert dataclasses.replace(config.loss_at(50), multiview=8.0) == config.loss
     assert dataclasses.replace(config, multiview_rise=0).loss_at(1).multiview == 8.0
+
+
+def test_a_view_without_any_feature_has_finite_gradients() -> None:
+    """Dead units leave flat maps; dividing by their deviation must not spread NaN."""
+    encoder, decoder = build()
+    with torch.no_grad():
+        for layer in encoder.views[0].trunk:
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.weight.zero_()
+                layer.bias.fill_(-1.0)
+    images, _ = dot_frames(dot_scene(), 2)
+    weighted_sum(auxiliary_terms(encoder, decoder, encoder(images), images), LossWeights()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in encoder.parameters())
