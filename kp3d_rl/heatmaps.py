@@ -117,6 +117,13 @@ def pool_to_cells(values: Tensor, grid_rows: CellGrid, grid_cols: CellGrid, offs
     """
     height, width = values.shape[-2:]
     stride = int(grid_rows.stride)
+    first = [grid.offset - 0.5 * stride for grid in (grid_rows, grid_cols)]
+    if not offset.any() and all(edge.is_integer() and edge >= 0 for edge in first):  # the squares tile the image
+        top, left = (int(edge) for edge in first)
+        tiled = values[..., top : top + stride * grid_rows.cells, left : left + stride * grid_cols.cells]
+        if tiled.shape[-2:] == (stride * grid_rows.cells, stride * grid_cols.cells):
+            pooled = torch.nn.functional.avg_pool2d(tiled.reshape(-1, 1, *tiled.shape[-2:]), stride)
+            return pooled.view(*tiled.shape[:-2], grid_rows.cells, grid_cols.cells)
     # Entry i of the pooled image is the mean around pixel coordinate i + 0.5 stride - pad, so a cell's centre is at
     # index centre - 0.5 stride + pad, between two entries in general.
     pad = stride - 1

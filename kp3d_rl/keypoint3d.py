@@ -233,7 +233,7 @@ class Keypoint3D(nn.Module):
         if tuple(images.shape[1:]) != expected:
             raise ValueError(f"images of shape {tuple(images.shape[1:])} do not fit the rig's {expected}")
         rig = self.rig if camera_poses is None else self.rig.with_poses(camera_poses)
-        heat_logits, features = self._heat_logits_and_features(to_network_layout(images) * 2.0 - 1.0)
+        heat_logits, features = self._heat_logits_and_features(to_network_layout(images).mul_(2.0).sub_(1.0))
         heat = softmax2d(self._scaled(heat_logits))
         uv, window = soft_argmax(heat, self.rows, self.columns), rig
         near, far = self._depth_range(rig)

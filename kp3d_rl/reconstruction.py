@@ -68,8 +68,10 @@ class KeypointDecoder(nn.Module):
         :param images: (B, V, H, W, 3) uint8.
         :return: (B, V, H, W) bool.
         """
-        background = (self.background * 255.0).round().to(torch.int16).permute(0, 2, 3, 1)
-        return (images.to(torch.int16) - background).abs().amax(-1) > 255.0 * FOREGROUND
+        background = (self.background * 255.0).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        # In bytes, which is several times faster than in floats; a difference of bytes would wrap around.
+        difference = torch.maximum(images, background) - torch.minimum(images, background)
+        return difference.amax(-1) > 255.0 * FOREGROUND
 
     def error_weights(self, images: Tensor, views: Tensor) -> Tensor:
         """What the error of each pixel counts for: more where something rare is seen, 1 where the background is.
