@@ -219,29 +219,6 @@ def optimizers(model: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:
     return {name: optimizer for name, optimizer in found.items() if optimizer is not None}
 
 
-class WarmupProgress:
-    """Progress of the unsupervised warm-up: a bar on a terminal, a plain line now and then elsewhere.
-
-    :param seconds: between plain lines.
-    """
-
-    def __init__(self, seconds: float = 15.0) -> None:
-        self.seconds, self.printed = seconds, time.monotonic()
-        self.bar: tqdm | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` unsupervised steps are done."""
-        if sys.stderr.isatty():
-            if self.bar is None:
-                self.bar = tqdm(total=total, unit="step", desc="warm-up of the keypoints", dynamic_ncols=True)
-            self.bar.update(done - self.bar.n)
-            if done == total:
-                self.bar.close()
-        elif done == total or time.monotonic() - self.printed > self.seconds:
-            self.printed = time.monotonic()
-            print(f"warm-up of the keypoints: {done} / {total} unsupervised steps", flush=True)
-
-
 class ProgressCallback(BaseCallback):
     """A progress bar on a terminal, a plain line now and then elsewhere.
 

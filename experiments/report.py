@@ -44,8 +44,9 @@ def write_report(docs: Path, name: str, runs: Sequence[tuple[Any, int, str, Path
     path.write_text(json.dumps({"study": name, "runs": records}, indent=1) + "\n")
     if any(record["evaluated_success_at_end"] for record in records):
         draw_curves(records, docs / f"{name}.png")
-    for page in sorted(docs.glob("*.md")):
-        page.write_text(filled(page.read_text(), docs))
+    for page in [*sorted(docs.glob("*.md")), docs.parent / "README.md"]:
+        if page.is_file():
+            page.write_text(filled(page.read_text(), docs))
     print("\n".join([*success_table(records), "", *probe_table(records)]))
     print(f"written to {path}")
 
@@ -60,6 +61,8 @@ def filled(text: str, docs: Path) -> str:
     """
 
     def table(match: re.Match[str]) -> str:
+        if not (docs / f"{match['study']}.json").is_file():
+            return match[0]  # that study has not been run yet
         records = json.loads((docs / f"{match['study']}.json").read_text())["runs"]
         rows = TABLES[match["kind"]](records)
         return "\n".join([f"<!-- table {match['study']} {match['kind']} -->", *rows, "<!-- end -->"])

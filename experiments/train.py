@@ -23,13 +23,13 @@ from experiments.config import TrainConfig
 from experiments.estimate import estimate
 from experiments.pictures import save_picture
 from experiments.pretrained import load_pretrained
+from experiments.progress import Progress
 from experiments.recording import (
     Evaluator,
     Every,
     ProgressCallback,
     StopCallback,
     StopRequest,
-    WarmupProgress,
     metrics_logger,
     require_login,
     save_checkpoint,
@@ -129,7 +129,7 @@ def callbacks(run: Run, evaluator: Evaluator, stop: StopRequest) -> list[BaseCal
         if config.pretrained is not None:
             auxiliary = dataclasses.replace(auxiliary, warmup_frames=0, warmup_steps=0)
         gradients: BaseCallback = AuxiliaryCallback(
-            auxiliary, should_stop=lambda: bool(stop), on_warmup_step=WarmupProgress()
+            auxiliary, should_stop=lambda: bool(stop), on_warmup_step=Progress("warm-up of the keypoints", "steps")
         )
     else:
         gradients = ClippingCallback(config.auxiliary.clip)

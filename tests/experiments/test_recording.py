@@ -14,7 +14,7 @@ from agents.policies import KeypointPolicy
 from agents.scene import Scene
 from experiments import recording
 from experiments.config import TrainConfig
-from experiments.recording import Evaluator, Every, ProgressCallback, WandbOutputFormat, WarmupProgress
+from experiments.recording import Evaluator, Every, ProgressCallback, WandbOutputFormat
 from experiments.runs import Run
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 from tests.dotworld import DotEnv
@@ -31,18 +31,8 @@ def test_every_acts_once_per_interval_passed(interval: int, expected: list[int])
     assert acted == expected
 
 
-def test_warmup_prints_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture) -> None:
-    progress = WarmupProgress(seconds=1000.0)
-    for done in range(1, 6):
-        progress(done, 5)
-    assert capsys.readouterr().out == "warm-up of the keypoints: 5 / 5 unsupervised steps\n"
-
-
 def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    progress = WarmupProgress()
-    for done in range(1, 4):
-        progress(done, 3)
     callback = ProgressCallback(100, SimpleNamespace(last=object(), describe=lambda: "all is well"))
     logger = SimpleNamespace(
         name_to_value={"keypoints/reconstruction_ratio": 0.42, "keypoints/view_disagreement_cm": 3.1}
@@ -56,7 +46,7 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     callback._on_rollout_end()
     callback._on_training_end()
     shown = capsys.readouterr().err
-    for text in ("warm-up of the keypoints", "3/3", "100/100", "success  50 %", "evaluation: all is well",
+    for text in ("100/100", "success  50 %", "evaluation: all is well",
                  "reconstruction 0.42 of mean image", "views 3.1 cm apart"):  # fmt: skip
         assert text in shown, text
     defined[0] = False

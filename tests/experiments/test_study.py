@@ -186,3 +186,24 @@ def test_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
     points = np.array(found["reconstruction_ratio"])
     assert len(points) == report.POINTS and points[0].tolist() == [1, 1] and points[-1].tolist() == [500, 500]
     assert found["steps"] == 500 and found["minutes"] == 500 and found["evaluated_success_at_end"] == []
+
+
+def test_pages_are_filled_from_the_data_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"study": "x", "runs": RECORDS}))
+    page = "a\n<!-- table x success -->\nold\n<!-- end -->\nb\n<!-- table y probe -->\n<!-- end -->\nc"
+    text = report.filled(page, tmp_path)
+    assert text.startswith("a\n<!-- table x success -->\n| condition |") and "old" not in text and "285/300" in text
+    assert text.endswith("<!-- end -->\nb\n<!-- table y probe -->\n<!-- end -->\nc")  # not run yet: as it was
+    assert report.filled(text, tmp_path) == text
+
+
+def test_the_gradient_table_is_of_quarters_of_the_run() -> None:
+    def logged(auxiliary: float) -> dict:
+        return {
+            "condition": "default",
+            "encoder_gradient_from_auxiliary": [[n, auxiliary] for n in range(8)],
+            "encoder_gradient_from_policy": [[n, 0.1 * (n // 2)] for n in range(8)],
+        }
+
+    rows = report.gradient_table([logged(1.0), logged(3.0)])[2:]
+    assert rows[0] == "| first quarter | 2.00 | 0.000 | 0.000 |" and rows[3] == "| last quarter | 2.00 | 0.300 | 0.150 |"
