@@ -195,7 +195,7 @@ class TrainConfig(RunConfig):
     """One training run; everything that is needed to repeat it.
 
     :param algorithm: "ppo", "sac" or, with sb3-contrib, "tqc".
-    :param total_steps: environment steps, warm-up included.
+    :param total_steps: environment steps, warm-up included; by default 40,000 for PPO and 20,000 for SAC and TQC.
     :param pretrained: run folder whose encoder and decoder training starts from, in place of the warm-up.
     :param auxiliary: how the keypoints are trained beside the policy.
     :param ppo: options of PPO.
@@ -204,7 +204,7 @@ class TrainConfig(RunConfig):
     """
 
     algorithm: Literal["ppo", "sac", "tqc"] = "ppo"
-    total_steps: int = 40_000
+    total_steps: int | None = None
     pretrained: str | None = None
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -213,6 +213,8 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.total_steps is None:
+            object.__setattr__(self, "total_steps", 40_000 if self.algorithm == "ppo" else 20_000)
         if self.total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
         if self.envs > 1000:

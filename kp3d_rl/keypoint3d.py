@@ -8,9 +8,10 @@ The chain, each step a function of the module named after it::
     fused keypoints -> (u, v) in every view -> Gaussian maps -> foreground over background      (reconstruction.py)
 
 These choices differ from the original on purpose. Depth is bounded by where each camera sees the workspace box, not by
-twice a typed mean depth; it is told from what a keypoint attends to, and counts for less than its place in the image
-when the views are fused. The decoder draws a foreground layer with an opacity over the known background image, so that
-the background costs no capacity and every difference from it must be explained by keypoints. Heat maps are
+twice a typed mean depth; it starts from where the views' rays meet, is corrected from what a keypoint attends to, and
+counts for less than the place in the image when the views are fused. The decoder draws a foreground layer with an
+opacity over the known background image, so that the background costs no capacity and every difference from it must be
+explained by keypoints; heat maps are asked to cover those differences, and each to keep to one place. Heat maps are
 standardised, rare sights weigh more, and some views are drawn from their own keypoints (an option each): small things
 such as a target are found late or never without them.
 """
@@ -30,7 +31,10 @@ from kp3d_rl.cameras import Rig, Workspace
 from kp3d_rl.geometry import fuse
 from kp3d_rl.heatmaps import soft_argmax, softmax2d, spread, standardise
 from kp3d_rl.losses import LossWeights
-from kp3d_rl.networks import LAYERS, Precision, ViewEncoder, convolve_in, grids
+from kp3d_rl.networks import LAYERS, DepthKind, Precision, ViewEncoder, convolve_in, grids
+
+RAYS_ALONE = 0.01
+"""Trust in depths that are none, just enough to keep rays that never meet within bounds."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ class Keypoint3DConfig:
         ones. A small object is found in 2D first, long before the views' depths agree well enough to hit it together.
     :param random_shift: pixels by which the views of a training batch are shifted at random, as in DrQ
         (:mod:`kp3d_rl.augmentation`); the encoder is told the offsets, so that its geometry stays exact; 0: not at all.
-    :param depth: "attended", told by a small network from what a keypoint attends to, or "map", the expectation of a
-        depth map (original).
+    :param depth: "triangulated", where the rays of all views meet, corrected by a small network from what a keypoint
+        attends to in its own view; "attended", by that network alone, so that each view is on its own; or "map", the
+        expectation of a depth map (original; there the views share a network by being stacked).
     :param depth_trust: what a view's depth counts for in the fusion, relative to its place in the image (original: 1).
     :param precision: of the convolutions; "auto" takes bfloat16 where the device computes in it, almost twice as fast.
     :param multiview_rise: gradient steps over which the multi-view weight rises from a tenth to its value. At full
@@ -82,7 +87,7 @@ class Keypoint3DConfig:
     weigh_pixels: bool = True
     own_view: float = 0.5
     random_shift: int = 0
-    depth: Literal["attended", "map"] = "attended"
+    depth: DepthKind = "triangulated"
     depth_trust: float = 0.1
     precision: Precision = "auto"
     multiview_rise: int = 1000
@@ -236,14 +241,13 @@ class Keypoint3D(nn.Module):
         heat_logits, features = self._heat_logits_and_features(to_network_layout(images).mul_(2.0).sub_(1.0))
         heat = softmax2d(self._scaled(heat_logits))
         uv, window = soft_argmax(heat, self.rows, self.columns), rig
-        near, far = self._depth_range(rig)
-        depth = near[..., None] + (far - near)[..., None] * self._relative_depth(features, heat, uv)
         if offset is None:
             offset = uv.new_zeros(*uv.shape[:2], 2)
         else:
             window = rig.crop(offset[..., 1], offset[..., 0], self.height, self.width)
-        view_points = window.unproject(uv, depth)
         confidence = self._confidence(heat_logits)
+        depth = self._depth(window, features, heat, uv, confidence)
+        view_points = window.unproject(uv, depth)
         return Keypoints(
             uv=uv + offset.unsqueeze(-2),
             depth=depth,
@@ -284,14 +288,20 @@ class Keypoint3D(nn.Module):
                 heat, features = (torch.stack(maps, 1) for maps in zip(*per_view, strict=True))
         return heat.float(), features.float()
 
-    def _relative_depth(self, features: Tensor, heat: Tensor, uv: Tensor) -> Tensor:
-        """(B, V, K) in [0, 1], from each view's own features (B, V, C, h, w), heat maps and keypoints."""
-        half = uv.new_tensor([self.width / 2, self.height / 2])
-        asked = features, heat, uv / half - 1.0
+    def _depth(self, rig: Rig, features: Tensor, heat: Tensor, uv: Tensor, confidence: Tensor) -> Tensor:
+        """(B, V, K) metres, from each view's features (B, V, C, h, w) and heat maps, and from where the rays meet."""
+        near, far = (bound[..., None] for bound in self._depth_range(rig))
+        with torch.no_grad():  # what the other views say is a hint, not a way to move their keypoints
+            middle = rig.unproject(uv, (0.5 * (near + far)).expand_as(uv[..., 0]))
+            _, meeting = rig.project(self._fuse(rig, middle, confidence, RAYS_ALONE))
+            triangulated = ((meeting - near) / (far - near)).clamp(0.0, 1.0)
+        asked = features, heat, uv / uv.new_tensor([self.width / 2, self.height / 2]) - 1.0, triangulated
         if len(self.views) == 1:
-            return self.views[0].relative_depth(*(part.flatten(0, 1) for part in asked)).unflatten(0, uv.shape[:2])
-        each = [net.relative_depth(*(part[:, number] for part in asked)) for number, net in enumerate(self.views)]
-        return torch.stack(each, 1)
+            relative = self.views[0].relative_depth(*(part.flatten(0, 1) for part in asked)).view_as(triangulated)
+        else:
+            each = [net.relative_depth(*(part[:, n] for part in asked)) for n, net in enumerate(self.views)]
+            relative = torch.stack(each, 1)
+        return near + (far - near) * relative
 
     def _scaled(self, heat_logits: Tensor) -> Tensor:
         """What the softmax over cells is taken of."""
@@ -308,9 +318,9 @@ class Keypoint3D(nn.Module):
         mean = heat_logits.mean((-2, -1))
         return torch.softmax(mean if self.config.confidence else torch.zeros_like(mean), dim=-1)
 
-    def _fuse(self, rig: Rig, view_points: Tensor, confidence: Tensor) -> Tensor:
+    def _fuse(self, rig: Rig, view_points: Tensor, confidence: Tensor, depth_trust: float | None = None) -> Tensor:
         """Fuse the present views' keypoints, weighted by confidence: (B, V, K, 3) to (B, K, 3)."""
         # Never quite 0 for a view that is present: where all of them were, the missing one would count as much.
         weights = confidence.clamp(min=1e-20) * self.present.unsqueeze(-1)
         rays = torch.nn.functional.normalize(view_points - rig.centres.unsqueeze(-2), dim=-1)
-        return fuse(view_points, weights, rays, self.config.depth_trust)
+        return fuse(view_points, weights, rays, self.config.depth_trust if depth_trust is None else depth_trust)

@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[Layer, ...]] = {"fast": FAST_LAYERS, "paper": PAPER_LAYE
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
+DepthKind = Literal["triangulated", "attended", "map"]
 
 
 @functools.cache
@@ -82,7 +83,8 @@ class ViewEncoder(nn.Module):
     :param keypoints: K.
     :param width: filters of the first layer; each strided layer doubles them.
     :param layers: kernel, stride and padding of each convolution.
-    :param depth: "attended", by :class:`AttendedDepth`, or "map", a map of depth logits for each keypoint.
+    :param depth: "triangulated" or "attended", by :class:`AttendedDepth` with or without what the other views say; or
+        "map", a map of depth logits for each keypoint.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class ViewEncoder(nn.Module):
         keypoints: int,
         width: int = 16,
         layers: Sequence[Layer] = FAST_LAYERS,
-        depth: Literal["attended", "map"] = "attended",
+        depth: DepthKind = "triangulated",
     ) -> None:
         super().__init__()
         self.keypoints = keypoints
@@ -103,7 +105,8 @@ class ViewEncoder(nn.Module):
             channels = filters
         self.trunk = nn.Sequential(*stack)
         self.head = nn.Conv2d(channels, keypoints, 1)
-        self.depth = AttendedDepth(keypoints, channels) if depth == "attended" else nn.Conv2d(channels, keypoints, 1)
+        self.depth_kind = depth
+        self.depth = nn.Conv2d(channels, keypoints, 1) if depth == "map" else AttendedDepth(keypoints, channels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Run the convolutions.
@@ -114,21 +117,23 @@ class ViewEncoder(nn.Module):
         features = self.trunk(images)
         return self.head(features), features
 
-    def relative_depth(self, features: Tensor, heat: Tensor, position: Tensor) -> Tensor:
+    def relative_depth(self, features: Tensor, heat: Tensor, position: Tensor, triangulated: Tensor) -> Tensor:
         """Depth of each keypoint between the nearest and the farthest that is possible.
 
         :param features: (B, C, h, w), what :meth:`forward` gave.
         :param heat: (B, K, h, w) heat maps, summing to 1.
         :param position: (B, K, 2) keypoints in the image, -1 to 1.
+        :param triangulated: (B, K) in [0, 1], the relative depth at which the rays of all views meet.
         :return: (B, K) in [0, 1].
         """
         if isinstance(self.depth, AttendedDepth):
-            return torch.sigmoid(self.depth(features, heat, position))
+            start = triangulated if self.depth_kind == "triangulated" else torch.full_like(triangulated, 0.5)
+            return torch.sigmoid(torch.logit(start, eps=0.02) + self.depth(features, heat, position))
         return expected_value(heat, torch.sigmoid(self.depth(features)))
 
 
 class AttendedDepth(nn.Module):
-    """Depth logits from the features that each keypoint attends to, from the whole view's, and from its position.
+    """Correction to a depth logit, from the features that a keypoint attends to, the whole view's, and its position.
 
     How far away a thing is shows in how large it looks, which is no linear function of the features in a cell; and an
     expectation over a depth map (the original's way) is linear in them. Every keypoint has a small network of its own.
@@ -143,11 +148,13 @@ class AttendedDepth(nn.Module):
         size = 2 * channels + 2
         self.inner = nn.Parameter((torch.rand(keypoints, size, hidden) * 2.0 - 1.0) * (3.0 / size) ** 0.5)
         self.inner_bias = nn.Parameter(torch.zeros(keypoints, hidden))
-        self.outer = nn.Parameter(torch.zeros(keypoints, hidden))  # the middle of the range at the start
+        self.outer = nn.Parameter(torch.zeros(keypoints, hidden))  # no correction at the start
         self.outer_bias = nn.Parameter(torch.zeros(keypoints))
 
     def forward(self, features: Tensor, heat: Tensor, position: Tensor) -> Tensor:
-        """Run the networks; arguments as :meth:`ViewEncoder.relative_depth`.
+        """Run the networks.
+
+        :param features, heat, position: as for :meth:`ViewEncoder.relative_depth`.
 
         :return: (B, K).
         """

@@ -91,3 +91,9 @@ def test_damaged_yaml_names_the_line_and_nothing_is_constructed(tmp_path: Path) 
 def test_impossible_values_are_refused_with_the_reason(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_off_policy_runs_are_half_as_long_by_default_and_the_file_says_so() -> None:
+    assert TrainConfig().total_steps == 40_000 and TrainConfig(algorithm="tqc").total_steps == 20_000
+    assert yaml.safe_load(to_yaml(TrainConfig(algorithm="sac")))["total_steps"] == 20_000
+    assert TrainConfig(algorithm="sac", total_steps=7).total_steps == 7

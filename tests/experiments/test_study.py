@@ -206,4 +206,5 @@ def test_the_gradient_table_is_of_quarters_of_the_run() -> None:
         }
 
     rows = report.gradient_table([logged(1.0), logged(3.0)])[2:]
-    assert rows[0] == "| first quarter | 2.00 | 0.000 | 0.000 |" and rows[3] == "| last quarter | 2.00 | 0.300 | 0.150 |"
+    assert rows[0] == "| first quarter | 2.00 | 0.000 | 0.000 |"
+    assert rows[3] == "| last quarter | 2.00 | 0.300 | 0.150 |"

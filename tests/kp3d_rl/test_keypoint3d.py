@@ -78,10 +78,25 @@ def test_depths_cover_the_box_as_each_camera_sees_it() -> None:
     images, _ = dot_frames(dot_scene(), 2)
     near, far = encoder.workspace.depth_range(encoder.rig)
     depth = encoder(images).depth
-    for logit, bound in ((-30.0, near - 0.1 * (far - near)), (30.0, far + 0.1 * (far - near))):
+    for logit, bound in ((-40.0, near - 0.1 * (far - near)), (40.0, far + 0.1 * (far - near))):
         with torch.no_grad():
             encoder.views[0].depth.outer_bias[:] = logit
         assert torch.allclose(encoder(images).depth, bound[None, :, None].expand_as(depth), atol=1e-4)
+
+
+def test_depth_starts_where_the_rays_meet_and_alone_in_the_middle() -> None:
+    """Views that point at one place agree on it at once, before anything is learnt; without the others' hint, not."""
+    images, _ = dot_frames(dot_scene(), 1)
+    point = torch.tensor([0.05, -0.1, 0.12])
+    for depth, close in (("triangulated", True), ("attended", False)):
+        encoder, _ = build(dataclasses.replace(SMALL, depth=depth))
+        aimed, _ = encoder.rig.project(point.expand(1, 4, 3))
+        k = encoder(images)
+        features = torch.zeros(1, 3, 16, 8, 8)
+        found = encoder._depth(encoder.rig, features, k.heat, aimed, k.confidence)
+        apart = (encoder.rig.unproject(aimed, found) - point).norm(dim=-1)
+        assert bool((apart < 0.02).all()) == close and (close or bool((apart > 0.05).any()))
+    assert build()[0].config.depth == "triangulated"
 
 
 def test_a_depth_map_is_read_where_the_heat_is() -> None:
@@ -90,7 +105,7 @@ def test_a_depth_map_is_read_where_the_heat_is() -> None:
     features, heat = torch.randn(3, 32, 8, 8), torch.zeros(3, 2, 8, 8)
     heat[:, :, 4, 6] = 1.0
     expected = torch.sigmoid(network.depth(features))[:, :, 4, 6]
-    assert torch.allclose(network.relative_depth(features, heat, torch.zeros(3, 2, 2)), expected)
+    assert torch.allclose(network.relative_depth(features, heat, torch.zeros(3, 2, 2), torch.rand(3, 2)), expected)
 
 
 def test_attended_depth_reads_features_at_the_heat_around_and_the_position() -> None:
@@ -302,6 +317,7 @@ def terms_of(config: Keypoint3DConfig, seed: int = 5) -> dict[str, float]:
         ("standardise", False),
         ("weigh_pixels", False),
         ("depth", "map"),
+        ("depth", "attended"),
         ("depth_trust", 1.0),
     ],
 )
