@@ -2,7 +2,7 @@
 
 Trains, evaluates and probes every run of a study that is not there yet, several at a time, each on one thread; then
 writes ``docs/<name>.json`` with every number, command, commit and machine, and ``docs/<name>.png`` with the curves.
-A study that was stopped goes on where it was.
+A study that was stopped goes on with the run at which it was.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -191,6 +192,8 @@ def perform(job: Job) -> str | None:
 
     :return: the run's name if a program failed.
     """
+    if job.folder.exists() and not (job.folder / "done").is_file():  # stopped half-way: kept, but not in the way
+        job.folder.rename(job.folder.with_name(f"{job.run}-stopped-{time.strftime('%Y%m%d-%H%M%S')}"))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = job.folder.with_name(f"{job.run}.log")
     log.parent.mkdir(parents=True, exist_ok=True)

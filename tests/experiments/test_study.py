@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,7 +67,7 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monk
             (job.folder / "eval.json").touch()
         return SimpleNamespace(returncode=int(command[2].endswith("probe")))
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run))
     assert study.perform(job) == "reach-multiview/tiny-default-3"  # the probe failed
     assert ran == ["experiments.train", "experiments.evaluate", "experiments.probe"]
     assert [step[0] for step in job.steps()] == ["probe"]
@@ -76,10 +75,29 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert [step[0] for step in state.steps()] == ["train", "evaluate"] and "--ablate" not in state.steps()[1]
 
 
+def test_a_run_that_was_stopped_half_way_is_moved_aside_and_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = Job("reach-multiview", "tiny", TINY_STUDY.conditions[1], 0)
+    job.folder.mkdir(parents=True)
+    (job.folder / "metrics.csv").write_text("half")
+
+    def run(command, **kwargs):  # noqa: ANN001, ANN202
+        job.folder.mkdir(exist_ok=command[2] == "experiments.evaluate")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run))
+    assert study.perform(job) is None and (job.folder / "done").is_file()
+    (aside,) = job.folder.parent.glob("*-stopped-*")
+    assert (aside / "metrics.csv").read_text() == "half"
+
+
 def test_failed_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(study.STUDIES, "tiny", TINY_STUDY)
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=1))
+    failing = SimpleNamespace(run=lambda *args, **kwargs: SimpleNamespace(returncode=1))
+    monkeypatch.setattr(study, "subprocess", failing)
     with pytest.raises(UserError, match="2 runs failed, the first is reach-multiview/tiny-default-0: see runs/"):
         study.main(["--name", "tiny", "--seeds", "1"])
     assert not (tmp_path / "docs").exists()

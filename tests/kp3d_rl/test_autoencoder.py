@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,8 +28,17 @@ def error(autoencoder: Autoencoder, images: torch.Tensor) -> float:
     return float(((drawn - images.permute(0, 1, 4, 2, 3) / 255) ** 2).mean())
 
 
-def test_it_reconstructs_the_dot_world_and_its_latent_knows_the_dots_place() -> None:
-    frames, dots = dot_frames(dot_scene(), 400)
+def block_frames(count: int) -> tuple[torch.Tensor, np.ndarray]:
+    """A white block of 10 pixels that stands elsewhere in each frame; a dot is too small for a plain autoencoder."""
+    places = np.random.default_rng(0).integers(0, 22, (count, 3))
+    images = dot_scene().background_tensor().expand(count, -1, -1, -1, -1).clone()
+    for image, (row, column, _) in zip(images, places, strict=True):
+        image[:, row : row + 10, column : column + 10] = 255
+    return images, places * [1.0, 1.0, 0.0]
+
+
+def test_it_reconstructs_what_is_big_and_its_latent_knows_the_place() -> None:
+    frames, dots = block_frames(400)
     unseen = frames[300:]
     config = dataclasses.replace(SMALL, keypoints=8, width=8, decoder_width=16, decoded_views=0)
     autoencoder, told = build(config), []
@@ -36,7 +46,7 @@ def test_it_reconstructs_the_dot_world_and_its_latent_knows_the_dots_place() -> 
     train_autoencoder(autoencoder, frames[:300], 400, 8, 2e-3, on_step=lambda done, total: told.append((done, total)))
     mean_image = frames[:300].float().mean(0) / 255
     baseline = float(((unseen / 255 - mean_image) ** 2).mean())
-    assert error(autoencoder, unseen) < min(before, 0.7 * baseline)
+    assert error(autoencoder, unseen) < min(before, 0.5 * baseline)
     assert told[0] == (1, 400) and told[-1] == (400, 400)
     with torch.no_grad():
         latent = autoencoder.encode(frames)

@@ -92,7 +92,7 @@ def test_depth_starts_where_the_rays_meet_and_alone_in_the_middle() -> None:
         encoder, _ = build(dataclasses.replace(SMALL, depth=depth))
         aimed, _ = encoder.rig.project(point.expand(1, 4, 3))
         k = encoder(images)
-        features = torch.zeros(1, 3, 16, 8, 8)
+        features = torch.zeros(1, 3, 8, 8, 8)
         found = encoder._depth(encoder.rig, features, k.heat, aimed, k.confidence)
         apart = (encoder.rig.unproject(aimed, found) - point).norm(dim=-1)
         assert bool((apart < 0.02).all()) == close and (close or bool((apart > 0.05).any()))
@@ -171,7 +171,7 @@ def test_moving_cameras_give_the_same_answer_as_a_fixed_rig_at_that_pose() -> No
 
 
 def test_a_missing_view_has_no_weight() -> None:
-    encoder, _ = build(dataclasses.replace(SMALL, depth_trust=1.0))  # the plain mean over views
+    encoder, _ = build(dataclasses.replace(SMALL, depth_trust=1.0, depth="attended"))  # views on their own
     images, _ = dot_frames(dot_scene(), 3)
     whole = encoder(images)
     with encoder.without(1):
