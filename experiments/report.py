@@ -33,7 +33,7 @@ def write_report(docs: Path, name: str, runs: Sequence[tuple[Any, int, str, Path
 
     :param docs: folder to write to.
     :param name: of the study.
-    :param runs: condition, seed, command and folder of each.
+    :param runs: condition, seed, command and folder of each; conditions in the order in which they are to stand.
     """
     records = [
         gather(condition.name, seed, command, Run.open(str(path), kind=RunConfig))

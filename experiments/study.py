@@ -89,7 +89,10 @@ STUDIES = {
     ),
     "redrawn": Study(
         "reach-multiview",
-        tuple(Condition(f"redraw {n}", f"--redraw {n}", 1, "pretrain", probe=True) for n in (1, 2, 3)),
+        (
+            Condition("the task's own scene", "", 3, "pretrain", probe=True),
+            *(Condition(f"redraw {n}", f"--redraw {n}", 1, "pretrain", probe=True) for n in (1, 2, 3)),
+        ),
     ),
 }
 
@@ -102,6 +105,7 @@ class StudyConfig:
     :param only: names of some of its conditions, separated by commas; by default all.
     :param seeds: at most so many seeds of each; 0 is as many as the study says.
     :param jobs: runs at a time.
+    :param report: run nothing, report what is there.
     :param docs: folder to write to.
     """
 
@@ -109,6 +113,7 @@ class StudyConfig:
     only: str | None = None
     seeds: int = 0
     jobs: int = 2
+    report: bool = False
     docs: Path = Path("docs")
 
     def __post_init__(self) -> None:
@@ -128,7 +133,7 @@ class Job:
     @property
     def run(self) -> str:
         """Name of the run folder."""
-        return f"{self.study}-{self.condition.name.replace(' ', '-')}-{self.seed}".lower()
+        return f"{self.study}-{self.condition.name.replace(' ', '-')}-{self.seed}".lower().replace("'", "")
 
     @property
     def folder(self) -> Path:
@@ -159,11 +164,23 @@ def main(argv: Sequence[str]) -> None:
     """Run what is missing, then report."""
     config = parse(StudyConfig, argv)
     jobs = chosen(config)
-    with ThreadPoolExecutor(config.jobs) as pool:
+    if not config.report:
+        run_all(jobs, config.jobs)
+    finished = [job for job in jobs if not job.steps()]
+    if not finished:
+        raise UserError(f"no run of study '{config.name}' is finished yet in {ROOT}")
+    write_report(config.docs, config.name, [(job.condition, job.seed, job.command, job.folder) for job in finished])
+
+
+def run_all(jobs: Sequence[Job], at_a_time: int) -> None:
+    """Run what is missing.
+
+    :raises UserError: if a program failed, when all others are done.
+    """
+    with ThreadPoolExecutor(at_a_time) as pool:
         failed = [name for name in pool.map(perform, jobs) if name is not None]
     if failed:
         raise UserError(f"{len(failed)} runs failed, the first is {failed[0]}: see {ROOT}/{failed[0]}.log")
-    write_report(config.docs, config.name, [(job.condition, job.seed, job.command, job.folder) for job in jobs])
 
 
 def chosen(config: StudyConfig) -> list[Job]:

@@ -98,6 +98,8 @@ def test_failed_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(study.STUDIES, "tiny", TINY_STUDY)
     failing = SimpleNamespace(run=lambda *args, **kwargs: SimpleNamespace(returncode=1))
     monkeypatch.setattr(study, "subprocess", failing)
+    with pytest.raises(UserError, match="no run of study 'tiny' is finished yet"):
+        study.main(["--name", "tiny", "--report"])
     with pytest.raises(UserError, match="2 runs failed, the first is reach-multiview/tiny-default-0: see runs/"):
         study.main(["--name", "tiny", "--seeds", "1"])
     assert not (tmp_path / "docs").exists()
@@ -138,6 +140,11 @@ def test_a_study_of_real_runs_is_reported(
     monkeypatch.setattr(study, "ThreadPoolExecutor", Here)
     run_in(workplace, study.main, ["--name", "real", "--jobs", "1"])
     data = json.loads((workplace / "docs" / "real.json").read_text())
+    unfinished = workplace / "runs" / "reach-multiview" / "real-alone-0" / "probe.json"
+    unfinished.rename(unfinished.with_suffix(".aside"))
+    run_in(workplace, study.main, ["--name", "real", "--report", "--docs", "partly"])
+    assert len(json.loads((workplace / "partly" / "real.json").read_text())["runs"]) == 1
+    unfinished.with_suffix(".aside").rename(unfinished)
     first, second = data["runs"]
     assert first["success"]["blacked out"]["success_at_end"]["n"] == 2 and first["steps"] == 160
     assert set(first["probe"]["probe_error_cm"]) == {"end_effector", "target"}
