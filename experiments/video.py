@@ -25,9 +25,10 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from stable_baselines3.common.policies import BasePolicy
 from tqdm import tqdm
 
-from agents.policies import KeypointPolicy, RawObservationPolicy
+from agents.policies import KeypointParts
 from envs.errors import UserError
 from experiments.algorithms import load_policy
 from experiments.building import make_env, use_threads
@@ -123,13 +124,13 @@ class Film:
     :param title: named texts that stand in every frame.
     """
 
-    def __init__(self, env: gym.Env, policy: RawObservationPolicy, config: VideoConfig, title: dict[str, str]) -> None:
+    def __init__(self, env: gym.Env, policy: BasePolicy, config: VideoConfig, title: dict[str, str]) -> None:
         self.env, self.policy, self.config, self.title = env, policy, config, title
         self.names = env.get_wrapper_attr("rig").names
         horizon = env.get_wrapper_attr("horizon") or config.steps
         self.longest = config.episodes * (min(horizon, config.steps) + 1)
         self._said: Keypoints | None = None
-        if isinstance(policy, KeypointPolicy):
+        if isinstance(policy, KeypointParts):
             # What is drawn is what the policy acted on: taken as the encoder hands it over, not computed again.
             policy.features_extractor.encoder.register_forward_hook(self._remember)
 

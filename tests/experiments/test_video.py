@@ -28,6 +28,7 @@ KINDS = {
     "flat": ["--encoder.dimensions", "2d"],
     "moving": ["--cameras", "wrist.yaml"],
     "pixels": ["--encoder.kind", "pixels"],
+    "sac": "--algorithm sac --sac.envs 1 --sac.batch-size 4 --sac.hidden 16 --sac.learning-starts 30".split(),
 }
 MARGIN = 8
 
@@ -87,7 +88,7 @@ def project(rig, points, size):
     return np.array(found)
 
 
-@pytest.mark.parametrize(("kind", "views"), [("keypoints", 3), ("moving", 2)])
+@pytest.mark.parametrize(("kind", "views"), [("keypoints", 3), ("moving", 2), ("sac", 3)])
 def test_keypoints_are_drawn_where_the_cameras_see_them(runs, kind, views):
     size, step = 160, 6
     header, frames = read(film(runs(kind), "--episodes", 1, "--steps", step, "--size", size))
