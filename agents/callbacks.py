@@ -27,7 +27,7 @@ class AuxiliaryConfig:
         that is more than half of the run, frames and steps of the warm-up shrink to half of it. Off-policy, the
         replay gets them too.
     :param warmup_steps: unsupervised steps on those frames before the first rollout.
-    :param steps_per_rollout: unsupervised steps before each later rollout; on-policy only.
+    :param steps_per_rollout: unsupervised steps before each rollout, once there are frames; on-policy only.
     :param batch_size: frames per unsupervised step.
     :param buffer_frames: how many of the latest frames the unsupervised steps draw from; off-policy they are given
         back after the warm-up.
@@ -172,7 +172,7 @@ class AuxiliaryCallback(_GradientCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        if self.model._n_updates == 0 and not self.config.warmup_frames:
+        if self.model._n_updates == 0 and not self.config.warmup_frames and self._updates_come_next():
             self.unsupervised.weigh_pixels()
         if not self.off_policy:
             self._log_quality()
@@ -183,6 +183,10 @@ class AuxiliaryCallback(_GradientCallback):
         self.auxiliary.is_open = False
         self._log_training()
         super()._on_training_end()
+
+    def _updates_come_next(self) -> bool:
+        """Whether training follows this rollout: off-policy not before so many steps have been collected."""
+        return not self.off_policy or self.model.num_timesteps > self.model.learning_starts
 
     # -- warm-up -----------------------------------------------------------------------------------------------------
 
