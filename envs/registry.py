@@ -76,7 +76,7 @@ def make(
         _redraw(env_id, env, redraw)
         specs, workspace = _task_cameras(env_id, env, cameras)
     else:
-        if redraw is not None and env_id in gym.registry:
+        if redraw is not None and (env_id in gym.registry or ":" in env_id):
             raise UserError(f"{env_id} cannot be redrawn: it is not a task of this project")
         specs, workspace = _foreign_cameras(env_id, cameras)
         env = _make_foreign(env_id)

@@ -229,6 +229,8 @@ def test_what_cannot_be_redrawn_says_so():
         registry._TASKS.pop("test-only-fixed")
     with pytest.raises(UserError, match="Ant-v5 cannot be redrawn: it is not a task of this project"):
         make("Ant-v5", cameras=ASSETS / "cameras" / "ant.yaml", redraw=0)
+    with pytest.raises(UserError, match="some.module:Ant-v5 cannot be redrawn"):
+        make("some.module:Ant-v5", cameras=ASSETS / "cameras" / "ant.yaml", redraw=0)
     with pytest.raises(UserError, match="did you mean 'reach-multiview'"):
         make("reach-multivew", redraw=0)
 
