@@ -38,7 +38,8 @@ def load(run: str | Path, step: int | None = None) -> Keypoint3D:
         encoder = Keypoint3D(config, rig, Workspace.from_arrays(box["centre"], box["half_extents"]))
         encoder.load_state_dict(_weights(folder / "policy.safetensors"))
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, yaml.YAMLError) as error:
-        raise ValueError(f"{run} holds no usable keypoint encoder: {type(error).__name__}: {error}") from None
+        reason = " ".join(str(error).split("\n\t", 2)[:2])  # torch lists every tensor, one a line: the first will do
+        raise ValueError(f"{run} holds no usable keypoint encoder: {type(error).__name__}: {reason}") from None
     return encoder.eval()
 
 

@@ -204,6 +204,14 @@ def test_encoder_loads_beside_stray_folders_and_from_runs_that_lack_newer_option
         (copied / name).write_bytes(before)
 
 
+def test_weights_that_do_not_fit_are_one_line(copied: Path) -> None:
+    text = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(text.replace("  width: 4\n", "  width: 6\n"))
+    with pytest.raises(ValueError, match="no usable keypoint encoder: RuntimeError: .* size mismatch") as error:
+        kp3d_rl.load(copied)
+    assert "  width: 4\n" in text and "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
 def test_encoder_of_what_is_no_keypoint_run(state_run: Path, copied: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not a run"):
         kp3d_rl.load(tmp_path)
