@@ -15,6 +15,9 @@ from kp3d_rl.keypoint3d import Keypoint3DConfig
 PARTS = ("features_extractor.", "decoder.")
 """What is taken over: encoder and decoder have these names in every policy on keypoints."""
 
+OF_THE_SCENE = "decoder.background"
+"""Not learnt but rendered, so it stays the new run's: its scene may have other colours."""
+
 TRAINING_ONLY = {
     "noise", "decoded_views", "weigh_pixels", "own_view", "random_shift", "precision", "multiview_rise", "loss",
 }  # fmt: skip
@@ -35,13 +38,14 @@ def load_pretrained(policy: torch.nn.Module, config: RunConfig, scene: Scene) ->
     if differences:
         raise UserError(f"pretrained run {run.path} has {differences[0]} in this environment")
     checkpoint = run.load()
-    weights = {name: value for name, value in checkpoint.policy.items() if name.startswith(PARTS)}
+    taken = (name for name in checkpoint.policy if name.startswith(PARTS) and name != OF_THE_SCENE)
+    weights = {name: checkpoint.policy[name] for name in taken}
     try:
         missing, unexpected = policy.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"pretrained run {run.path} does not fit its config.yaml: {reason}") from None
-    lacking = [name for name in missing if name.startswith(PARTS)]
+    lacking = [name for name in missing if name.startswith(PARTS) and name != OF_THE_SCENE]
     if lacking or unexpected:
         raise UserError(f"pretrained run {run.path} does not fit its config.yaml: '{(lacking + unexpected)[0]}'")
     policy.auxiliary.calls = config.encoder.multiview_rise  # that schedule is behind these keypoints

@@ -36,6 +36,9 @@ from experiments.recording import (
 )
 from experiments.runs import Run
 
+LOG_EVERY = 1000
+"""Environment steps between two rows of numbers of SAC and TQC; PPO writes one for each rollout."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Build environments, model and run folder, then learn."""
@@ -108,12 +111,14 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest) -> None:
         evaluator.close()
 
 
-def log_interval(config: TrainConfig) -> int:
-    """How often SB3 writes a row of numbers: rollouts for PPO, episodes for SAC and TQC.
+def log_interval(config: TrainConfig) -> int | None:
+    """How often SB3 itself writes a row of numbers: PPO for each rollout, SAC and TQC never.
+
+    Off-policy it would count episodes, which may be so long that evaluations are overwritten before they are written.
 
     :param config: of the run.
     """
-    return 1 if config.algorithm == "ppo" else 4 * config.sac.envs
+    return 1 if config.algorithm == "ppo" else None
 
 
 def callbacks(run: Run, evaluator: Evaluator, stop: StopRequest) -> list[BaseCallback]:
@@ -133,7 +138,7 @@ def callbacks(run: Run, evaluator: Evaluator, stop: StopRequest) -> list[BaseCal
         )
     else:
         gradients = ClippingCallback(config.auxiliary.clip)
-    return [
+    found = [
         gradients,
         StopCallback(stop),
         Every(log.evaluate_every, evaluator),
@@ -141,6 +146,9 @@ def callbacks(run: Run, evaluator: Evaluator, stop: StopRequest) -> list[BaseCal
         Every(log.checkpoint_every, lambda model: save_checkpoint(run, model)),
         ProgressCallback(config.total_steps, evaluator),
     ]
+    if config.algorithm != "ppo":  # last: the row holds what the others have logged at this step
+        found.append(Every(LOG_EVERY, lambda model: model.dump_logs()))
+    return found
 
 
 if __name__ == "__main__":

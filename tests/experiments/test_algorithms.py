@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import importlib
@@ -102,6 +103,19 @@ def test_a_run_of_sac_is_trained_evaluated_and_filmed(sac_run: Path) -> None:
     assert list((sac_run / "videos").glob("*.mp4"))
 
 
+def test_every_evaluation_is_a_row_at_its_own_step_however_long_episodes_are(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "LOG_EVERY", 20)
+    options = "--algorithm sac --sac.envs 2 --sac.gradient-steps 1 --sac.batch-size 4 --sac.hidden 8".split()
+    run_in(workplace, train.main, ["--run", "rows", *TINY, *options, "--log.evaluate-every", "40"])
+    with open(workplace / "runs" / "reach-multiview" / "rows" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["time/total_timesteps"]) for row in rows] == [32, 34, *range(40, 161, 20), 160]
+    evaluated = [int(row["time/total_timesteps"]) for row in rows if row["evaluation/success_at_end"]]
+    assert evaluated == [40, 80, 120, 160, 160]  # the last one is the final one
+
+
 def test_the_replay_says_its_size_first_and_must_fit(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +174,18 @@ def test_training_starts_from_pretrained_keypoints_without_a_warm_up(
     taken = [name for name in weights if name.startswith(("features_extractor.", "decoder."))]
     assert len(taken) > 10 and all(torch.equal(weights[name], earlier[name]) for name in taken)
     assert not torch.equal(weights["action_net.weight"], earlier["action_net.weight"])
+
+
+def test_the_background_is_that_of_the_new_runs_scene(tiny_run: Path) -> None:
+    config = dataclasses.replace(Run.open(str(tiny_run)).config, pretrained=str(tiny_run))
+    env, scene = scene_of(config)
+    scene = dataclasses.replace(scene, background=255 - scene.background)
+    policy = build_model(config, env, scene).policy
+    before = policy.decoder.background.clone()
+    load_pretrained(policy, config, scene)
+    assert torch.equal(policy.decoder.background, before)
+    assert not torch.equal(before, Run.open(str(tiny_run)).load().policy["decoder.background"])
+    env.close()
 
 
 @pytest.mark.parametrize(
