@@ -1,10 +1,11 @@
-"""What a study found, as one JSON file, one picture of its curves, and tables for the documentation."""
+"""What a study found, as one JSON file, pictures, and tables for the documentation."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,15 @@ SERIES = {
 }
 """Curves that are kept, by the column of metrics.csv that they come from."""
 
+COMPARED = ("constant", "random encoder", "autoencoder")
+"""What the probe of the keypoints is compared with, in this order."""
+
 POINTS = 50
 """Points that a kept curve has at most."""
 
 
 def write_report(docs: Path, name: str, runs: Sequence[tuple[Any, int, str, Path]]) -> None:
-    """Gather the runs of a study and write ``<name>.json`` and ``<name>.png``.
+    """Gather the runs of a study, write ``<name>.json`` and its pictures, and fill the tables that ask for it.
 
     :param docs: folder to write to.
     :param name: of the study.
@@ -44,11 +48,23 @@ def write_report(docs: Path, name: str, runs: Sequence[tuple[Any, int, str, Path
     path.write_text(json.dumps({"study": name, "runs": records}, indent=1) + "\n")
     if any(record["evaluated_success_at_end"] for record in records):
         draw_curves(records, docs / f"{name}.png")
+    copy_pictures(runs[0][3], docs, name)
     for page in [*sorted(docs.glob("*.md")), docs.parent / "README.md"]:
         if page.is_file():
             page.write_text(filled(page.read_text(), docs))
     print("\n".join([*success_table(records), "", *probe_table(records)]))
     print(f"written to {path}")
+
+
+def copy_pictures(run: Path, docs: Path, name: str) -> None:
+    """The last picture of a run's training, and that of its probe, as ``<name>-views.png`` and ``<name>-probe.png``.
+
+    :param run: its folder.
+    """
+    last = sorted((run / "pictures").glob("*.png"))[-1:]
+    probe = run / "probe.png"
+    for what, picture in [*(("views", path) for path in last), *([("probe", probe)] if probe.is_file() else [])]:
+        shutil.copyfile(picture, docs / f"{name}-{what}.png")
 
 
 def filled(text: str, docs: Path) -> str:
@@ -189,14 +205,18 @@ def probe_table(records: Sequence[dict[str, Any]]) -> list[str]:
         probes = [record["probe"] for record in group]
         cells = [spread_text([probe["probe_error_cm"][body]["keypoints"] for probe in probes]) for body in bodies]
         for body in bodies:
-            others = [name for name in probes[0]["probe_error_cm"][body] if name != "keypoints"]
-            means = [np.mean([probe["probe_error_cm"][body][other] for probe in probes]) for other in others]
-            cells.append(" / ".join(f"{mean:.1f}" for mean in means))
+            cells.append(" / ".join(mean_text(probes, body, other) for other in COMPARED))
         cells.append(spread_text([probe["view_disagreement_cm"] or np.nan for probe in probes]))
         cells.append(spread_text([probe["counted"] for probe in probes], 0))
         cells.append(spread_text([len(probe["on_body"][bodies[-1]]) for probe in probes], 0))
         lines.append(f"| {name} | {len(group)} | " + " | ".join(cells) + " |")
     return lines
+
+
+def mean_text(probes: Sequence[dict[str, Any]], body: str, other: str) -> str:
+    """Mean error of what the keypoints are compared with, or a dash where that was left out."""
+    errors = [probe["probe_error_cm"][body].get(other) for probe in probes]
+    return "–" if None in errors else f"{np.mean(errors):.1f}"
 
 
 def spread_text(values: Sequence[float], digits: int = 1) -> str:

@@ -66,8 +66,8 @@ STUDIES = {
         "reach-multiview",
         (
             Condition("default", ablate=True, probe=True),
-            Condition("no auxiliary loss", NO_AUXILIARY),
-            Condition("no policy gradient", "--auxiliary.policy-gradient 0"),
+            Condition("no auxiliary loss", NO_AUXILIARY, probe=True),
+            Condition("no policy gradient", "--auxiliary.policy-gradient 0", probe=True),
             Condition("pixels", "--encoder.kind pixels"),
             Condition("SAC", "--algorithm sac", seeds=3, probe=True),
             Condition("state", "--encoder.kind state", seeds=3),
@@ -156,7 +156,9 @@ class Job:
         if self.condition.program == "train" and not (self.folder / "eval.json").is_file():
             found.append(["evaluate", *path, *(["--ablate"] if self.condition.ablate else [])])
         if self.condition.probe and not (self.folder / "probe.json").is_file():
-            found.append(["probe", *path])
+            # The autoencoder is the same for all conditions, and takes longer than the rest of the probe.
+            leads = self.condition == STUDIES[self.study].conditions[0]
+            found.append(["probe", *path, *([] if leads else ["--autoencoder-steps", "0"])])
         return found
 
 

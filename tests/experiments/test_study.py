@@ -55,6 +55,7 @@ def test_unknown_studies_and_conditions_name_the_closest() -> None:
 
 def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(study.STUDIES, "tiny", TINY_STUDY)
     job = Job("reach-multiview", "tiny", TINY_STUDY.conditions[0], 3)
     assert [step[0] for step in job.steps()] == ["train", "evaluate", "probe"]
     assert "--ablate" in job.steps()[1]
@@ -151,6 +152,9 @@ def test_a_study_of_real_runs_is_reported(
     assert {"command", "seed", "commit", "machine", "condition", "minutes"} <= first.keys() & second.keys()
     assert "success" not in second and second["steps"] == 6
     assert iio.imread(workplace / "docs" / "real.png").std() > 1
+    probed = (workplace / "runs" / "reach-multiview" / "real-default-0" / "probe.png").read_bytes()
+    assert (workplace / "docs" / "real-probe.png").read_bytes() == probed
+    assert iio.imread(workplace / "docs" / "real-views.png").shape[1] > 3 * 200
     said = capsys.readouterr().out
     assert "| default | 1 | 160 |" in said and "| alone | 1 |" in said
 
@@ -197,7 +201,7 @@ def test_the_probe_table_gives_means_and_extremes() -> None:
         return {"condition": "default", "seed": seed, "probe": probe}
 
     row = report.probe_table([probed(0, 1.0, [3]), probed(1, 2.0, [3, 4])])[-1]
-    assert row == "| default | 2 | 1.5 (1.0 to 2.0) | 20.0 / 10.0 | 2.0 (2.0 to 2.0) | 5 (5 to 5) | 2 (1 to 2) |"
+    assert row == "| default | 2 | 1.5 (1.0 to 2.0) | 20.0 / 10.0 / – | 2.0 (2.0 to 2.0) | 5 (5 to 5) | 2 (1 to 2) |"
     assert report.probe_table(RECORDS) == []
 
 
