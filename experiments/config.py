@@ -66,15 +66,9 @@ class PPOConfig:
     normalize_reward: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("envs", "steps", "epochs", "hidden", "learning_rate", "clip_range"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"ppo {name} must be above 0, got {getattr(self, name)}")
-        for name in ("final_learning_rate", "entropy", "value", "target_kl"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"ppo {name} must be at least 0, got {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"ppo {name} must lie between 0 and 1, got {getattr(self, name)}")
+        _require(self, "ppo ", "above 0", "envs", "steps", "epochs", "hidden", "learning_rate", "clip_range")
+        _require(self, "ppo ", "at least 0", "final_learning_rate", "entropy", "value", "target_kl")
+        _require(self, "ppo ", "between 0 and 1", "gamma", "gae_lambda")
         if self.batch_size < 2 or self.batch_size > self.envs * self.steps:
             raise ValueError(
                 f"ppo batch_size must be at least 2 and at most envs x steps = {self.envs * self.steps}, "
@@ -138,15 +132,12 @@ class SACConfig:
     hidden: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("envs", "steps", "gradient_steps", "batch_size", "buffer_size", "hidden", "learning_rate", "tau"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"sac {name} must be above 0, got {getattr(self, name)}")
-        for name in ("learning_starts", "entropy"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"sac {name} must be at least 0, got {getattr(self, name)}")
-        for name in ("gamma", "tau"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"sac {name} must lie between 0 and 1, got {getattr(self, name)}")
+        _require(
+            self, "sac ", "above 0", "envs", "steps", "gradient_steps", "batch_size", "buffer_size", "hidden",
+            "learning_rate", "tau",
+        )  # fmt: skip
+        _require(self, "sac ", "at least 0", "learning_starts", "entropy")
+        _require(self, "sac ", "between 0 and 1", "gamma", "tau")
 
 
 @dataclass(frozen=True)
@@ -257,9 +248,7 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("frames", "steps", "batch_size", "learning_rate", "log_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        _require(self, "", "above 0", "frames", "steps", "batch_size", "learning_rate", "log_every")
         if self.picture_every < 0:
             raise ValueError(f"picture_every must be at least 0, got {self.picture_every}")
         if self.encoder.kind != "keypoint3d":
@@ -296,6 +285,19 @@ def from_yaml(path: Path, config_class: type | None = None) -> Any:
         pretraining = isinstance(data, dict) and "policy" in data and "ppo" not in data
         config_class = PretrainConfig if pretraining else TrainConfig
     return _from_dict(data, config_class, str(path), "")
+
+
+def _require(config: Any, prefix: str, where: str, *names: str) -> None:
+    """Refuse the first of some options whose value does not lie where it should; NaN has a message of its own."""
+    misses = {
+        "above 0": lambda value: value <= 0,
+        "at least 0": lambda value: value < 0,
+        "between 0 and 1": lambda value: value < 0 or value > 1,
+    }[where]
+    for name in names:
+        value = getattr(config, name)
+        if misses(value):
+            raise ValueError(f"{prefix}{name} must be {where}, got {value}")
 
 
 def _refuse_nan(config: Any, prefix: str = "") -> None:

@@ -158,10 +158,8 @@ def pretrain(run: Run, env: VecEnv, trainer: UnsupervisedTrainer, stop: StopRequ
             held_out = collect_frames(run.config, env, trainer, stop)
             learning.learn(held_out, stop)
         except NonFiniteError as error:
-            steps = run.steps()
-            last = f"{run.path}/checkpoints/{steps[-1]:09d}" if steps else "none was written yet"
             raise UserError(
-                f"pretraining stopped at step {learning.step}: {error}; last good checkpoint: {last}"
+                f"pretraining stopped at step {learning.step}: {error}; last good checkpoint: {run.last_good()}"
             ) from error
 
 

@@ -147,6 +147,11 @@ class Run:
         found = folder.iterdir() if folder.is_dir() else ()
         return sorted(int(p.name) for p in found if p.name.isdigit() and (p / "state.json").is_file())
 
+    def last_good(self) -> str:
+        """The newest complete checkpoint, as a message names it."""
+        steps = self.steps()
+        return f"{self.path}/checkpoints/{steps[-1]:09d}" if steps else "none was written yet"
+
     def save(
         self,
         step: int,

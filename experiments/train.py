@@ -96,10 +96,8 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest) -> None:
         try:
             model.learn(config.total_steps, callback=callbacks(run, evaluator, stop), log_interval=log_interval(config))
         except NonFiniteError as error:
-            steps = run.steps()
-            last = f"{run.path}/checkpoints/{steps[-1]:09d}" if steps else "none was written yet"
             raise UserError(
-                f"training stopped at step {model.num_timesteps}: {error}; last good checkpoint: {last}"
+                f"training stopped at step {model.num_timesteps}: {error}; last good checkpoint: {run.last_good()}"
             ) from error
         save_checkpoint(run, model)
         if not stop:
