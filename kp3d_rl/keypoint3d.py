@@ -294,7 +294,7 @@ class Keypoint3D(nn.Module):
         with torch.no_grad():  # what the other views say is a hint, not a way to move their keypoints
             middle = rig.unproject(uv, (0.5 * (near + far)).expand_as(uv[..., 0]))
             _, meeting = rig.project(self._fuse(rig, middle, confidence, RAYS_ALONE))
-            triangulated = ((meeting - near) / (far - near)).clamp(0.0, 1.0)
+            triangulated = ((meeting - near) / (far - near).clamp(min=1e-6)).clamp(0.0, 1.0)  # no range: box behind
         asked = features, heat, uv / uv.new_tensor([self.width / 2, self.height / 2]) - 1.0, triangulated
         if len(self.views) == 1:
             relative = self.views[0].relative_depth(*(part.flatten(0, 1) for part in asked)).view_as(triangulated)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kp3d_rl.cameras import Rig
+from kp3d_rl.cameras import Rig, Workspace, intrinsics_from_fovy, look_at
 from kp3d_rl.geometry import fuse
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig, to_network_layout
 from kp3d_rl.losses import LossWeights, weighted_sum
@@ -97,6 +97,17 @@ def test_depth_starts_where_the_rays_meet_and_alone_in_the_middle() -> None:
         apart = (encoder.rig.unproject(aimed, found) - point).norm(dim=-1)
         assert bool((apart < 0.02).all()) == close and (close or bool((apart > 0.05).any()))
     assert build()[0].config.depth == "triangulated"
+
+
+def test_a_box_behind_the_only_camera_gives_numbers() -> None:
+    """A camera that moves may look away: nearest and farthest depth of the box are the same then."""
+    images = torch.randint(0, 256, (2, 1, 32, 32, 3), dtype=torch.uint8)
+    for seed in range(40):
+        position = torch.randn(3, generator=torch.Generator().manual_seed(seed))
+        pose = look_at(position, 2 * position, (0.1, 0.9, 0.3))
+        rig = Rig.from_arrays(intrinsics_from_fovy(60.0, 32, 32)[None], pose[None], 32, 32)
+        encoder = Keypoint3D(SMALL, rig, Workspace.from_arrays([0, 0, 0], [0.1, 0.1, 0.1]))
+        assert encoder(images).points.isfinite().all()
 
 
 def test_a_depth_map_is_read_where_the_heat_is() -> None:
