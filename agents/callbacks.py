@@ -172,7 +172,8 @@ class AuxiliaryCallback(_GradientCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        if self.model._n_updates == 0 and not self.config.warmup_frames and self._updates_come_next():
+        weighed = bool((self.model.policy.decoder.pixel_weights != 1.0).any())  # by a warm-up or a pretraining
+        if self.model._n_updates == 0 and not weighed and self._updates_come_next():
             self.unsupervised.weigh_pixels()
         if not self.off_policy:
             self._log_quality()

@@ -24,7 +24,7 @@ Condition = Callable[[Any, Environments], AbstractContextManager[tuple[Environme
 
 VIEWS = ("images", "camera_poses")
 """All of an observation that says what is seen."""
-OTHER_SEED = 30_000_000
+OTHER_SEED = 40_000_000
 """Seed of the episode whose first views are shown while there is no other one yet; no episode is played with it."""
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from experiments.config import RunConfig
-from experiments.runs import Run
-from kp3d_rl.metrics import bootstrap_difference_interval, wilson_interval
+from experiments.runs import ORIGIN, Run
+from kp3d_rl.metrics import welch_interval, wilson_interval
 
 SERIES = {
     "evaluated_success_at_end": "evaluation/success_at_end",
@@ -27,6 +27,12 @@ SERIES = {
 
 COMPARED = ("constant", "random encoder", "autoencoder")
 """What the probe of the keypoints is compared with, in this order."""
+
+PROBED = (
+    "probe_error_cm", "times_better_than", "view_disagreement_cm", "view_disagreement_unweighted_cm",
+    "same_body_share", "counted", "on_body",
+)  # fmt: skip
+"""What is kept of a probe."""
 
 POINTS = 50
 """Points that a kept curve has at most."""
@@ -95,7 +101,9 @@ def gather(condition: str, seed: int, command: str, run: Run) -> dict[str, Any]:
     :param run: evaluated, or probed.
     """
     record = {"condition": condition, "seed": seed, "command": command} | curves(run)
-    evaluated, probed = run.path / "eval.json", run.path / "probe.json"
+    evaluated, probed, made = (run.path / name for name in ("eval.json", "probe.json", ORIGIN))
+    if made.is_file():
+        record["trained"] = json.loads(made.read_text())
     if evaluated.is_file():
         found = json.loads(evaluated.read_text())
         record |= {key: found[key] for key in ("commit", "machine")}
@@ -106,8 +114,7 @@ def gather(condition: str, seed: int, command: str, run: Run) -> dict[str, Any]:
     if probed.is_file():
         found = json.loads(probed.read_text())
         record |= {key: found[key] for key in ("commit", "machine")}
-        kept = ("probe_error_cm", "times_better_than", "view_disagreement_cm", "same_body_share", "counted", "on_body")
-        record["probe"] = {key: found[key] for key in kept if key in found}
+        record["probe"] = {key: found[key] for key in PROBED if key in found}
     return record
 
 
@@ -151,12 +158,12 @@ def pooled(records: Sequence[dict[str, Any]], shown: str = "as trained") -> tupl
 def success_table(records: Sequence[dict[str, Any]]) -> list[str]:
     """Markdown: each condition's success over its seeds, and its difference from the first condition.
 
-    The interval of a difference is a bootstrap over seeds, which are few: it says how sure the comparison is, while the
-    Wilson interval of the pooled episodes says how well these policies do.
+    The interval of a difference is Welch's over seeds: it says how sure the comparison of methods is. The Wilson
+    interval of the pooled episodes says how well these very policies do, on these seeds of the episodes.
     """
     groups = {name: group for name, group in conditions(records).items() if all("success" in r for r in group)}
     lines = [
-        "| condition | seeds | steps | minutes | success at end, pooled | each seed, of 100 | default minus this |",
+        "| condition | seeds | steps | minutes | success at end, pooled | each seed, % | the first minus this |",
         "|---|---|---|---|---|---|---|",
     ]
     first = None
@@ -176,14 +183,17 @@ def success_table(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def difference_text(first: Sequence[float], other: Sequence[float]) -> str:
-    """Difference of two means with its bootstrap 95 % interval, in points."""
-    low, high = bootstrap_difference_interval(first, other)
-    return f"{np.mean(first) - np.mean(other):.0f} ({low:.0f} to {high:.0f})"
+    """Difference of two means with Welch's 95 % interval, in points; of single seeds there is no interval."""
+    low, high = welch_interval(first, other)
+    interval = "" if np.isnan(low) else f" ({low:.0f} to {high:.0f})"
+    return f"{np.mean(first) - np.mean(other):.0f}{interval}"
 
 
 def ablation_table(records: Sequence[dict[str, Any]]) -> list[str]:
     """Markdown: what the first condition's policies do when they are shown something else."""
-    group = next(iter(conditions(records).values()))
+    group = [record for record in next(iter(conditions(records).values())) if "success" in record]
+    if not group:
+        return []
     lines = ["| the same policies, shown | success at end, pooled |", "|---|---|"]
     for shown in group[0]["success"]:
         k, n = pooled(group, shown)
@@ -199,18 +209,31 @@ def probe_table(records: Sequence[dict[str, Any]]) -> list[str]:
         return []
     bodies = list(next(iter(groups.values()))[0]["probe"]["probe_error_cm"])
     heads = [f"{body}, cm" for body in bodies] + [f"{body} by constant / random / autoencoder" for body in bodies]
-    heads += ["views apart, cm", "keypoints that count", f"on {bodies[-1]}"]
+    heads += ["views apart, cm (not weighted)", "keypoints that count", f"on {bodies[-1]}"]
     lines = ["| condition | seeds | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
     for name, group in groups.items():
         probes = [record["probe"] for record in group]
         cells = [spread_text([probe["probe_error_cm"][body]["keypoints"] for probe in probes]) for body in bodies]
         for body in bodies:
             cells.append(" / ".join(mean_text(probes, body, other) for other in COMPARED))
-        cells.append(spread_text([probe["view_disagreement_cm"] or np.nan for probe in probes]))
-        cells.append(spread_text([probe["counted"] for probe in probes], 0))
-        cells.append(spread_text([len(probe["on_body"][bodies[-1]]) for probe in probes], 0))
+        cells += sitting_texts(probes, bodies[-1])
         lines.append(f"| {name} | {len(group)} | " + " | ".join(cells) + " |")
     return lines
+
+
+def sitting_texts(probes: Sequence[dict[str, Any]], body: str) -> list[str]:
+    """How far the views are apart, how many keypoints count, and how many sit on a body; dashes in two dimensions."""
+    if any("counted" not in probe for probe in probes):
+        return ["–", "–", "–"]
+    apart, plain = (
+        [np.nan if probe.get(name) is None else probe[name] for probe in probes]
+        for name in ("view_disagreement_cm", "view_disagreement_unweighted_cm")
+    )
+    return [
+        f"{spread_text(apart)} ({np.mean(plain):.1f})",
+        spread_text([probe["counted"] for probe in probes], 0),
+        spread_text([len(probe["on_body"][body]) for probe in probes], 0),
+    ]
 
 
 def mean_text(probes: Sequence[dict[str, Any]], body: str, other: str) -> str:
@@ -243,8 +266,8 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
         steps = np.unique(np.concatenate([one[:, 0] for one in series]))
         steps = steps[steps <= last]
         mean = np.mean([np.interp(steps, one[:, 0], one[:, 1]) for one in series], 0)
-        axes.plot(steps, 100 * mean, color=f"C{number}", linewidth=2.5, label=f"{name} ({len(group)} seeds)")
-    axes.set(xlabel="environment steps", ylabel="success at end, % of 20 episodes", ylim=(-2, 102))
+        axes.plot(steps, 100 * mean, color=f"C{number}", linewidth=2.5, label=f"{name} (n = {len(group)})")
+    axes.set(xlabel="environment steps", ylabel="success at end, %", ylim=(-2, 102))
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=110)
@@ -253,7 +276,9 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def gradient_table(records: Sequence[dict[str, Any]]) -> list[str]:
     """Markdown: norms of the two gradients on the encoder over the run, of the first condition; means over seeds."""
-    group = next(iter(conditions(records).values()))
+    group = [r for r in next(iter(conditions(records).values())) if len(r["encoder_gradient_from_policy"]) >= 4]
+    if not group:
+        return []
     lines = ["| part of the run | auxiliary loss | policy | policy / auxiliary |", "|---|---|---|---|"]
     for part in range(4):
         means = []

@@ -1,8 +1,9 @@
 """Run folders and their checkpoints.
 
-``runs/<env>/<name>/`` holds everything of a run: ``config.yaml``, ``rig.json``, ``metrics.csv``, ``tensorboard/``,
-``wandb/``, ``checkpoints/<step>/``, ``pictures/``, ``videos/``, ``eval.json``, and a copy of the cameras file that was
-used. Nothing in it is ever unpickled: tensors are safetensors, the rest is JSON and YAML.
+``runs/<env>/<name>/`` holds everything of a run: ``config.yaml``, ``origin.json``, ``rig.json``, ``metrics.csv``,
+``tensorboard/``, ``wandb/``, ``checkpoints/<step>/``, ``pictures/``, ``videos/``, ``eval.json``, ``probe.json``, and a
+copy of the cameras file that was used. Nothing in it is ever unpickled: tensors are safetensors, the rest is JSON and
+YAML.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ from agents.scene import Scene
 from envs.errors import UserError, unknown
 from envs.registry import env_ids
 from experiments.config import PretrainConfig, RunConfig, TrainConfig, from_yaml, to_yaml
+from experiments.provenance import origin
 
 FORMAT = 2
 ROOT = Path("runs")
+ORIGIN = "origin.json"
+"""Commit and machine that a run was made with."""
 CAMERAS = "cameras.yaml"
 """Name of the copy of the cameras file in a run folder, where there was one."""
 
@@ -98,6 +102,7 @@ class Run:
         except OSError as error:
             raise UserError(f"run folder {path} cannot be made: {error.strerror or error}") from None
         (path / "config.yaml").write_text(to_yaml(config))
+        (path / ORIGIN).write_text(json.dumps(origin(), indent=1))
         if scene is not None:
             (path / "rig.json").write_text(json.dumps(scene.to_dict(), indent=1))
         if config.cameras is not None and Path(config.cameras).is_file():

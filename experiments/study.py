@@ -84,6 +84,10 @@ STUDIES = {
             Condition("not standardised", f"{SHORT} --encoder.no-standardise", 3, "pretrain", probe=True),
             Condition("all pixels alike", f"{SHORT} --encoder.no-weigh-pixels", 3, "pretrain", probe=True),
             Condition("no view on its own", f"{SHORT} --encoder.own-view 0", 3, "pretrain", probe=True),
+            Condition("depth from own view", f"{SHORT} --encoder.depth attended", 3, "pretrain", probe=True),
+            Condition("depth from a map", f"{SHORT} --encoder.depth map", 3, "pretrain", probe=True),
+            Condition("fused as a plain mean", f"{SHORT} --encoder.depth-trust 1", 3, "pretrain", probe=True),
+            Condition("multi-view at once", f"{SHORT} --encoder.multiview-rise 0", 3, "pretrain", probe=True),
             Condition("8 keypoints", f"{SHORT} --encoder.keypoints 8", 3, "pretrain", probe=True),
         ),
     ),
@@ -168,7 +172,7 @@ def main(argv: Sequence[str]) -> None:
     jobs = chosen(config)
     if not config.report:
         run_all(jobs, config.jobs)
-    finished = [job for job in jobs if not job.steps()]
+    finished = [job for job in chosen(StudyConfig(config.name)) if not job.steps()]
     if not finished:
         raise UserError(f"no run of study '{config.name}' is finished yet in {ROOT}")
     write_report(config.docs, config.name, [(job.condition, job.seed, job.command, job.folder) for job in finished])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 LAMBDAS = tuple(float(x) for x in np.logspace(-6, 3, 19))
@@ -199,22 +200,26 @@ def bootstrap_mean_interval(
     return float(low), float(high)
 
 
-def bootstrap_difference_interval(
-    first: object, second: object, seed: int = 0, confidence: float = 0.95, resamples: int = 10_000
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of the difference of two means, such as those of two methods over seeds.
+def welch_interval(first: object, second: object, confidence: float = 0.95) -> tuple[float, float]:
+    """Welch's t interval for the difference of two means ("The generalization of Student's problem", 1947).
 
-    :param first: (N,) independent results.
-    :param second: (M,) independent results of the other.
-    :return: (low, high) of mean(first) - mean(second); NaN twice where one of them is empty.
+    For the few seeds that methods are compared over, a bootstrap would be too narrow: of five against five, its 95 %
+    interval covers 87 %.
+
+    :param first: (N,) independent results, at least 2.
+    :param second: (M,) independent results of the other, at least 2.
+    :return: (low, high) of mean(first) - mean(second); NaN twice where one of them has fewer than 2.
     """
     first, second = np.asarray(first, np.float64).ravel(), np.asarray(second, np.float64).ravel()
-    if not len(first) or not len(second):
+    if min(len(first), len(second)) < 2:
         return math.nan, math.nan
-    generator = np.random.default_rng(seed)
-    means = [v[generator.integers(len(v), size=(resamples, len(v)))].mean(-1) for v in (first, second)]
-    low, high = np.quantile(means[0] - means[1], [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
+    parts = np.array([v.var(ddof=1) / len(v) for v in (first, second)])
+    middle, variance = float(first.mean() - second.mean()), float(parts.sum())
+    if variance == 0:
+        return middle, middle
+    freedom = variance**2 / (parts**2 / [len(first) - 1, len(second) - 1]).sum()
+    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(variance)
+    return middle - half, middle + half
 
 
 def interquartile_mean(values: object) -> float:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.stats import ttest_ind
 
 from kp3d_rl.metrics import (
-    bootstrap_difference_interval,
     bootstrap_mean_interval,
     constant_probe,
     interquartile_mean,
@@ -20,6 +20,7 @@ from kp3d_rl.metrics import (
     same_body_share,
     split_episodes,
     view_disagreement,
+    welch_interval,
     wilson_interval,
 )
 
@@ -224,13 +225,13 @@ def test_interquartile_mean_agrees_with_scipy(count):
     assert math.isnan(interquartile_mean([]))
 
 
-def test_the_interval_of_a_difference_covers_it_and_knows_noise() -> None:
+def test_welch_agrees_with_scipy_and_covers_what_it_says() -> None:
     generator = np.random.default_rng(0)
-    first, second = generator.normal(3.0, 1.0, 200), generator.normal(1.0, 1.0, 100)
-    low, high = bootstrap_difference_interval(first, second)
-    exact = np.sqrt(first.var() / 200 + second.var() / 100)  # normal approximation of the standard error
-    middle = first.mean() - second.mean()
-    assert low == pytest.approx(middle - 1.96 * exact, abs=0.04)
-    assert high == pytest.approx(middle + 1.96 * exact, abs=0.04)
-    assert bootstrap_difference_interval([1, 1], [0, 0]) == (1.0, 1.0)
-    assert np.isnan(bootstrap_difference_interval([], [1.0])).all()
+    first, second = generator.normal(3.0, 1.0, 5), generator.normal(1.0, 4.0, 3)
+    reference = ttest_ind(first, second, equal_var=False).confidence_interval(0.9)
+    assert welch_interval(first, second, 0.9) == pytest.approx((reference.low, reference.high))
+    draws = generator.normal(0.0, 1.0, (2000, 2, 5))
+    covered = [low <= 0.0 <= high for low, high in (welch_interval(a, b) for a, b in draws)]
+    assert 0.93 < np.mean(covered) < 0.975
+    assert welch_interval([1, 1], [0, 0]) == (1.0, 1.0)
+    assert np.isnan(welch_interval([1.0], [1.0, 2.0])).all()
