@@ -60,9 +60,10 @@ class Keypoint3DConfig:
         ones. A small object is found in 2D first, long before the views' depths agree well enough to hit it together.
     :param random_shift: pixels by which the views of a training batch are shifted at random, as in DrQ
         (:mod:`kp3d_rl.augmentation`); the encoder is told the offsets, so that its geometry stays exact; 0: not at all.
+        PPO's own minibatches are not shifted, since a policy ratio needs the features of the rollout.
     :param depth: "triangulated", where the rays of all views meet, corrected by a small network from what a keypoint
         attends to in its own view; "attended", by that network alone, so that each view is on its own; or "map", the
-        expectation of a depth map (original; there the views share a network by being stacked).
+        expectation of a depth map, as in the original.
     :param depth_trust: what a view's depth counts for in the fusion, relative to its place in the image (original: 1).
     :param precision: of the convolutions; "auto" takes bfloat16 where the device computes in it, almost twice as fast.
     :param multiview_rise: gradient steps over which the multi-view weight rises from a tenth to its value. At full
