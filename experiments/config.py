@@ -240,7 +240,7 @@ class PretrainConfig(RunConfig):
 
     policy: Literal["random", "scripted", "mixed"] = "random"
     frames: int = 8000
-    steps: int = 3000
+    steps: int = 2000
     batch_size: int = 64
     learning_rate: float = 1.2e-3
     log_every: int = 200

@@ -59,7 +59,9 @@ class Study:
     conditions: tuple[Condition, ...]
 
 
-SHORT = "--steps 1500"
+SHORT = "--steps 1000"
+AUTOENCODER_SEEDS = 3
+"""So many seeds of a study's first condition are compared with an autoencoder."""
 
 STUDIES = {
     "learning": Study(
@@ -161,7 +163,7 @@ class Job:
             found.append(["evaluate", *path, *(["--ablate"] if self.condition.ablate else [])])
         if self.condition.probe and not (self.folder / "probe.json").is_file():
             # The autoencoder is the same for all conditions, and takes longer than the rest of the probe.
-            leads = self.condition == STUDIES[self.study].conditions[0]
+            leads = self.condition == STUDIES[self.study].conditions[0] and self.seed < AUTOENCODER_SEEDS
             found.append(["probe", *path, *([] if leads else ["--autoencoder-steps", "0"])])
         return found
 
