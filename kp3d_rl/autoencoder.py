@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from kp3d_rl.keypoint3d import Keypoint3D, to_network_layout
-from kp3d_rl.losses import reconstruction_loss
 from kp3d_rl.networks import LAYERS, ViewEncoder, convolve_in
 from kp3d_rl.reconstruction import KeypointDecoder, views_to_decode
 
@@ -61,8 +60,15 @@ class Autoencoder(nn.Module):
         :param views: (n,) their indices.
         :return: (B, n, 3, H, W) in [0, 1].
         """
-        maps = self.from_latent(latent).unflatten(1, (self.num_views, self.config.keypoints, *self.cells))
-        return self.decoder.draw(maps[:, views], views)
+        return self.decoder.draw(self.maps(latent)[:, views], views)
+
+    def maps(self, latent: Tensor) -> Tensor:
+        """What the decoder reads of each view.
+
+        :param latent: (B, latent).
+        :return: (B, V, K, h, w) at the resolution of the heat maps.
+        """
+        return self.from_latent(latent).unflatten(1, (self.num_views, self.config.keypoints, *self.cells))
 
 
 def train_autoencoder(
@@ -93,10 +99,9 @@ def train_autoencoder(
         rows = torch.randint(len(images), (batch_size,), generator=generator).to(images.device)
         batch = images[rows].to(device)
         views = views_to_decode(autoencoder.config.decoded_views, autoencoder.num_views, device)
-        target = batch[:, views].permute(0, 1, 4, 2, 3).float() / 255.0
-        drawn = autoencoder(autoencoder.encode(batch), views)
+        maps = autoencoder.maps(autoencoder.encode(batch))[:, views]
         optimizer.zero_grad(set_to_none=True)
-        reconstruction_loss(drawn, target, decoder.error_weights(target, views)).backward()
+        decoder.error(maps, batch[:, views].permute(0, 1, 4, 2, 3), views).backward()
         optimizer.step()
         schedule.step()
         on_step(step + 1, steps)

@@ -66,8 +66,8 @@ def standardise(logits: Tensor, epsilon: float = 1e-2) -> Tensor:
 
     :param epsilon: least deviation that is divided by, so that a flat map stays flat and its gradient finite.
     """
-    centred = logits - logits.mean((-2, -1), keepdim=True)
-    return centred / (centred.square().mean((-2, -1), keepdim=True) + epsilon**2).sqrt()
+    flat = logits.flatten(-2)
+    return torch.nn.functional.layer_norm(flat, flat.shape[-1:], eps=epsilon**2).view_as(logits)
 
 
 def soft_argmax(heat: Tensor, grid_rows: CellGrid, grid_cols: CellGrid) -> Tensor:

@@ -287,7 +287,7 @@ class Keypoint3D(nn.Module):
             else:
                 per_view = [net(images[number :: self.num_views]) for number, net in enumerate(self.views)]
                 heat, features = (torch.stack(maps, 1) for maps in zip(*per_view, strict=True))
-        return heat.float(), features.float()
+        return heat.float().contiguous(), features.float()
 
     def _depth(self, rig: Rig, features: Tensor, heat: Tensor, uv: Tensor, confidence: Tensor) -> Tensor:
         """(B, V, K) metres, from each view's features (B, V, C, h, w) and heat maps, and from where the rays meet."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kp3d_rl.fused import layered_error
 from kp3d_rl.heatmaps import gaussian_maps, pool_to_cells
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoints
 from kp3d_rl.losses import (
     coverage_loss,
     multiview_loss,
     pixel_weights,
-    reconstruction_loss,
     separation_loss,
     variance_loss,
 )
@@ -65,25 +65,13 @@ class KeypointDecoder(nn.Module):
     def foreground(self, images: Tensor) -> Tensor:
         """Where a view differs from the background.
 
-        :param images: (B, V, H, W, 3) uint8.
+        :param images: (B, V, 3, H, W) uint8.
         :return: (B, V, H, W) bool.
         """
-        background = (self.background * 255.0).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        background = (self.background * 255.0).round().to(torch.uint8)
         # In bytes, which is several times faster than in floats; a difference of bytes would wrap around.
         difference = torch.maximum(images, background) - torch.minimum(images, background)
-        return difference.amax(-1) > 255.0 * FOREGROUND
-
-    def error_weights(self, images: Tensor, views: Tensor) -> Tensor:
-        """What the error of each pixel counts for: more where something rare is seen, 1 where the background is.
-
-        Weighing the background too would punish a first, blurred drawing of a rare thing more than leaving it out.
-
-        :param images: (B, n, 3, H, W) in [0, 1].
-        :param views: (n,) which views they are.
-        :return: (B, n, H, W).
-        """
-        seen = (images - self.background[views]).abs().amax(2) > FOREGROUND
-        return torch.where(seen, self.pixel_weights[views], 1.0)
+        return difference.amax(2) > 255.0 * FOREGROUND
 
     def forward(
         self,
@@ -111,15 +99,37 @@ class KeypointDecoder(nn.Module):
         :param views: (n,) indices of the views.
         :return: (B, n, 3, H, W) in [0, 1].
         """
+        layers = torch.sigmoid(self.layers(maps, views).float())  # eight bits of colour are more than bfloat16 holds
+        colour, opacity = layers[:, :, :3], layers[:, :, 3:]
+        return opacity * colour + (1.0 - opacity) * self.background[views]
+
+    def error(self, maps: Tensor, images: Tensor, views: Tensor) -> Tensor:
+        """The reconstruction error of what :meth:`draw` would draw, at a fraction of the cost.
+
+        Errors count by :attr:`pixel_weights` where a view differs from the background, elsewhere by 1: to weigh the
+        background too would punish a first, blurred drawing of a rare thing more than leaving it out.
+
+        :param maps: (B, n, K, h, w) at the resolution of the heat maps.
+        :param images: (B, n, 3, H, W) uint8, the true views.
+        :param views: (n,) indices of the views.
+        :return: scalar.
+        """
+        background, weights = self.background[views], self.pixel_weights[views]
+        return layered_error(self.layers(maps, views), background, images, weights, FOREGROUND)
+
+    def layers(self, maps: Tensor, views: Tensor) -> Tensor:
+        """Logits of the foreground's colour and opacity.
+
+        :param maps, views: as in :meth:`draw`.
+
+        :return: (B, n, 4, H, W).
+        """
         size = (self.height, self.width)
         with convolve_in(self.config.precision, maps.device):
             if len(self.views) == 1:
-                layers = (layer.unflatten(0, (-1, len(views))) for layer in self.views[0](maps.flatten(0, 1), size))
-            else:
-                drawn = [self.views[view](maps[:, n], size) for n, view in enumerate(views.tolist())]
-                layers = (torch.stack(layer, 1) for layer in zip(*drawn, strict=True))
-            colour, opacity = layers
-        return opacity * colour + (1.0 - opacity) * self.background[views]
+                return self.views[0](maps.flatten(0, 1), size).unflatten(0, (-1, len(views)))
+            drawn = [self.views[view](maps[:, n], size) for n, view in enumerate(views.tolist())]
+            return torch.stack(drawn, 1)
 
     def gaussian_maps(
         self,
@@ -173,10 +183,10 @@ def auxiliary_terms(
     config, workspace = encoder.config, encoder.workspace
     noisy = encoder.with_noise(keypoints, camera_poses)
     views = views_to_decode(config.decoded_views, encoder.num_views, images.device)
-    target = images[:, views].permute(0, 1, 4, 2, 3).float() / 255.0
+    planes = images.permute(0, 1, 4, 2, 3).contiguous()
     own = torch.rand(len(images), device=images.device) < config.own_view
-    drawn = decoder(noisy, encoder, views, camera_poses, own)
-    terms = {"reconstruction": reconstruction_loss(drawn, target, decoder.error_weights(target, views))}
+    maps = decoder.gaussian_maps(noisy, encoder, views, camera_poses, own)
+    terms = {"reconstruction": decoder.error(maps, planes[:, views], views)}
     if config.dimensions == "3d":
         points = workspace.normalise(noisy.view_points)
         terms["multiview"] = multiview_loss(points)
@@ -186,8 +196,7 @@ def auxiliary_terms(
         terms["separation"] = separation_loss(noisy.uv / size)
     terms["variance"] = variance_loss(keypoints.spread, encoder.height, encoder.width)
     if decoder.has_background:
-        seen = decoder.foreground(images).float()
-        cells = pool_to_cells(seen, encoder.rows, encoder.columns, keypoints.offset)
+        cells = pool_to_cells(decoder.foreground(planes).float(), encoder.rows, encoder.columns, keypoints.offset)
         terms["coverage"] = coverage_loss(keypoints.heat, cells)
     return terms
 

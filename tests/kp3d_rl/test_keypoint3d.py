@@ -11,7 +11,7 @@ import torch
 from kp3d_rl.cameras import Rig, Workspace, intrinsics_from_fovy, look_at
 from kp3d_rl.geometry import fuse
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig, to_network_layout
-from kp3d_rl.losses import LossWeights, weighted_sum
+from kp3d_rl.losses import LossWeights, reconstruction_loss, weighted_sum
 from kp3d_rl.metrics import constant_probe, ridge_probe
 from kp3d_rl.networks import PAPER_LAYERS, AttendedDepth, ViewDecoder, ViewEncoder, grids, output_size
 from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms
@@ -38,15 +38,14 @@ def test_paper_layers_give_the_originals_twelve_cells_and_come_back_to_108_pixel
     assert [output_size(PAPER_LAYERS[:n], 108) for n in (1, 2, 3)] == [53, 26, 12]
     heat, features = ViewEncoder(5, layers=PAPER_LAYERS)(torch.zeros(1, 3, 108, 108))
     assert heat.shape == (1, 5, 12, 12) and features.shape == (1, 64, 12, 12)
-    colour, opacity = ViewDecoder(5, layers=PAPER_LAYERS)(heat, (108, 108))
-    assert colour.shape == (1, 3, 108, 108) and opacity.shape == (1, 1, 108, 108)
+    assert ViewDecoder(5, layers=PAPER_LAYERS)(heat, (108, 108)).shape == (1, 4, 108, 108)
 
 
 @pytest.mark.parametrize("size", [64, 66, 70])
 def test_decoder_restores_sizes_that_a_stride_rounds(size: int) -> None:
     decoder = ViewDecoder(2)
     rows, _ = grids(decoder.layers, size, size)
-    assert decoder(torch.zeros(1, 2, rows.cells, rows.cells), (size, size))[0].shape == (1, 3, size, size)
+    assert decoder(torch.zeros(1, 2, rows.cells, rows.cells), (size, size)).shape == (1, 4, size, size)
 
 
 def test_an_image_too_small_for_the_stack_is_refused() -> None:
@@ -270,11 +269,13 @@ def test_only_what_is_not_background_weighs_more() -> None:
     images, _ = dot_frames(dot_scene(), 40)
     decoder.weigh_pixels(images)
     views = torch.tensor([2, 0])
-    weights = decoder.error_weights(images[:, views].permute(0, 1, 4, 2, 3).float() / 255.0, views)
     dot = images[:, views, ..., 0] > 200  # the dot is red, the background grey
-    assert torch.equal(weights[~dot], torch.ones_like(weights[~dot]))
-    assert torch.equal(weights[dot], decoder.pixel_weights[views].expand_as(weights)[dot])
+    weights = torch.where(dot, decoder.pixel_weights[views], 1.0)
     assert weights[dot].min() >= 1.0 and weights.max() > 1.3
+    maps = torch.rand(40, 2, encoder.config.keypoints, encoder.rows.cells, encoder.columns.cells)
+    planes = images[:, views].permute(0, 1, 4, 2, 3)
+    expected = reconstruction_loss(decoder.draw(maps, views), planes.float() / 255.0, weights)
+    torch.testing.assert_close(decoder.error(maps, planes, views), expected, rtol=1e-5, atol=0)
     blind = KeypointDecoder(encoder, None)
     blind.weigh_pixels(images)
     assert torch.equal(blind.pixel_weights, torch.ones(3, 32, 32))  # nothing to tell the dot from
