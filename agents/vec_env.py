@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from agents.seam import NonFiniteError
+from agents.workers import WorkerVecEnv
 
 
 class NormalizeReward(VecEnvWrapper):
@@ -96,14 +97,18 @@ def require_finite(what: str, values: np.ndarray | dict[str, np.ndarray]) -> Any
     return values
 
 
-def make_vec_env(constructors: Sequence[Callable[[], gym.Env]], seed: int | None = None) -> VecEnv:
-    """Environments that step one after the other in this process and share its renderer.
+def make_vec_env(constructors: Sequence[Callable[[], gym.Env]], seed: int | None = None, workers: int = 1) -> VecEnv:
+    """Environments side by side.
 
-    :param constructors: one per environment.
+    :param constructors: one per environment; with workers, they are sent to other processes.
+    :param workers: processes that step and render them; 1: they step one after the other in this process and share its
+        renderer.
     :param seed: environment i is reset with ``seed + i`` the first time.
     :return: episode returns, lengths and successes are in ``info["episode"]`` at an episode's end.
     """
-    venv = CheckFinite(VecMonitor(DummyVecEnv(list(constructors)), info_keywords=("is_success",)))
+    workers = min(workers, len(constructors))
+    inner = WorkerVecEnv(constructors, workers) if workers > 1 else DummyVecEnv(list(constructors))
+    venv = CheckFinite(VecMonitor(inner, info_keywords=("is_success",)))
     if seed is not None:
         venv.seed(seed)
     return venv

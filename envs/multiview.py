@@ -43,6 +43,7 @@ class MultiViewObservation(gym.Wrapper):
         observe: Sequence[str] = ("images", "proprio"),
         workspace: WorkspaceSpec | None = None,
         renderer: str = "auto",
+        quality: str = "light",
         movable: Sequence[str] = (),
     ) -> None:
         """Wrap an environment whose ``unwrapped`` has ``model``, ``data`` and ``fullpath``, as Gymnasium's MujocoEnv.
@@ -54,6 +55,7 @@ class MultiViewObservation(gym.Wrapper):
         :param observe: which of images, proprio, state are observed.
         :param workspace: the task's box; None: a box around all that the model holds (its ``stat.center``, ``extent``).
         :param renderer: auto, gl or warp.
+        :param quality: light or full (:class:`envs.visual_model.VisualModel`).
         :param movable: names of bodies without joints that are no background, such as targets.
         :raises UserError: for unknown names, sizes that are not positive, or an environment that is not MuJoCo's.
         """
@@ -67,7 +69,9 @@ class MultiViewObservation(gym.Wrapper):
         self._height, self._width = int(height), int(width)
         self._observe = _check_observe(observe)
         self._workspace = workspace or _whole_model(base.model)
-        self._visual = VisualModel(base.fullpath, base.model, cameras, workspace=self._workspace, movable=movable)
+        self._visual = VisualModel(
+            base.fullpath, base.model, cameras, workspace=self._workspace, movable=movable, quality=quality
+        )
         self._renderer = make_renderer(renderer)
         self._background: np.ndarray | None = None
         self._actuated = None if hasattr(base, "proprio") else _actuated_joints(base.model)

@@ -53,6 +53,7 @@ def make(
     width: int = 64,
     observe: Sequence[str] = ("images", "proprio"),
     renderer: str = "auto",
+    quality: str = "light",
     redraw: int | None = None,
 ) -> MultiViewObservation:
     """Make an environment that is seen from several cameras.
@@ -64,6 +65,7 @@ def make(
     :param width: image width, pixels.
     :param observe: which of images, proprio, state are observed.
     :param renderer: auto, gl or warp.
+    :param quality: light, or full with multisampling, shadows, reflections and whole meshes.
     :param redraw: seed of another scene for the same task: new colours, another start of the arm, and the task's own
         cameras at other places (those of a file stay). None: the task's own scene.
     :raises UserError: for an unknown environment, camera, observation or renderer, a faulty cameras file, or an
@@ -88,6 +90,7 @@ def make(
         observe=observe,
         workspace=workspace,
         renderer=renderer,
+        quality=quality,
         movable=getattr(env.unwrapped, "movable", ()),
     )
 
@@ -146,3 +149,8 @@ def _gymnasium_ids() -> list[str]:
 def _is_file(cameras: str | Path) -> bool:
     path = Path(cameras)
     return isinstance(cameras, Path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file()
+
+
+def task_modules() -> list[str]:
+    """Modules that registered a task: what a worker process imports to know the same tasks."""
+    return sorted({task.__module__ for task in _TASKS.values()} - {"__main__"})

@@ -1,4 +1,4 @@
-"""The model that is looked at: same bodies and joints as the physics model, with our cameras and light GL settings.
+"""The model that is looked at: same bodies and joints as the physics model, with our cameras, and light to draw.
 
 The task's own physics model is never touched. The visual model is compiled from the same MJCF; per observation the
 state is copied into it and kinematics, cameras and lights run on its own data. So what is seen is always what the state
@@ -15,11 +15,14 @@ import mujoco
 import numpy as np
 
 from envs.cameras import CameraRig, CameraSpec, WorkspaceSpec, check_unique, read_poses, read_rig
+from envs.decimation import decimate_meshes
 from envs.errors import UserError, unknown
+
+QUALITIES = ("light", "full")
 
 _CAMERA_PREFIX = "view/"  # keeps our cameras apart from those that the task's model has
 # What a task may change in its model after loading and that shows: copied with every state. (A mesh geom's frame
-# depends on its mesh; both models have the same one.)
+# depends on its mesh; both models have the same one, since meshes are simplified after compiling.)
 _COPIED_FIELDS = (
     "qpos0",
     "body_pos",
@@ -50,7 +53,7 @@ _COPIED_FIELDS = (
 class VisualModel:
     """A model with V cameras, and data that follows a physics simulation.
 
-    Attributes: ``model``, ``data``, ``cameras`` (the specifications), ``camera_ids`` (V,) in ``model``,
+    Attributes: ``model``, ``data``, ``quality``, ``cameras`` (the specifications), ``camera_ids`` (V,) in ``model``,
     ``movable_geoms`` (ids of geoms that are no background), ``key`` (equal for visual models that look the same).
     """
 
@@ -62,6 +65,7 @@ class VisualModel:
         *,
         workspace: WorkspaceSpec | None = None,
         movable: Sequence[str] = (),
+        quality: str = "light",
     ) -> None:
         """Compile the visual model; nothing is rendered yet.
 
@@ -70,10 +74,14 @@ class VisualModel:
         :param cameras: the views, in the order of the images.
         :param workspace: tells the frame of poses and positions; None is the world.
         :param movable: names of bodies that are no background although they have no joint, such as targets.
+        :param quality: "light", simplified meshes and no multisampling, shadows or reflections, which cost far more
+            than they show at the sizes of training images; or "full", as the task's file says.
         :raises UserError: for unknown bodies, or where the MJCF does not compile to the physics model.
         """
         check_unique(cameras)
-        self.cameras = tuple(cameras)
+        if quality not in QUALITIES:
+            raise unknown("render quality", quality, QUALITIES)
+        self.cameras, self.quality = tuple(cameras), quality
         self.model = self._compile(path, physics)
         self.data = mujoco.MjData(self.model)
         self.camera_ids = np.array([self.model.camera(_CAMERA_PREFIX + camera.name).id for camera in cameras])
@@ -178,14 +186,8 @@ class VisualModel:
         model.geom_contype[:] = 0  # nothing collides here
         model.geom_conaffinity[:] = 0
         model.geom_margin[:] = 0
-        quality = model.vis.quality
-        quality.offsamples = 0
-        quality.numslices = min(quality.numslices, 20)  # rounder cylinders cost time and show in no small image
-        quality.numstacks = min(quality.numstacks, 10)
-        quality.numquads = min(quality.numquads, 2)
-        model.mat_reflectance[:] = 0
-        quality.shadowsize = 0  # shadows cost more than all the rest, and no keypoint is on one
-        model.light_castshadow[:] = 0
+        if self.quality == "light":
+            _lighten(model)
         return model
 
     def _movable_bodies(self, named: Sequence[str]) -> np.ndarray:
@@ -217,6 +219,19 @@ def body_names(model: mujoco.MjModel) -> list[str]:
     """Names of all named bodies, the world left out."""
     names = [model.body(index).name for index in range(1, model.nbody)]
     return [name for name in names if name]
+
+
+def _lighten(model: mujoco.MjModel) -> None:
+    """Leave out what costs time and shows in no small image."""
+    quality = model.vis.quality
+    quality.offsamples = 0
+    quality.numslices = min(quality.numslices, 20)
+    quality.numstacks = min(quality.numstacks, 10)
+    quality.numquads = min(quality.numquads, 2)
+    quality.shadowsize = 0  # shadows cost more than all the rest, and no keypoint is on one
+    model.light_castshadow[:] = 0
+    model.mat_reflectance[:] = 0
+    decimate_meshes(model)
 
 
 def _strip_dynamics(spec: mujoco.MjSpec) -> None:

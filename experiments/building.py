@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 
 import gymnasium as gym
 import torch
@@ -25,21 +26,40 @@ def make_env(config: RunConfig) -> gym.Env:
 
     :param config: of the run.
     """
-    observe = ("state",) if config.encoder.kind == "state" else ("images", "proprio")
-    return registry.make(
+    return constructor(config)()
+
+
+def constructor(config: RunConfig) -> Callable[[], gym.Env]:
+    """What :func:`make_env` calls; fit to be sent to a worker process, which then need not know of experiments.
+
+    :param config: of the run.
+    """
+    return functools.partial(
+        registry.make,
         config.env,
         cameras=config.cameras,
         height=config.image_size,
         width=config.image_size,
-        observe=observe,
-        renderer=config.renderer,
+        observe=("state",) if config.encoder.kind == "state" else ("images", "proprio"),
+        renderer=config.render.backend,
+        quality=config.render.quality,
         redraw=config.redraw,
     )
 
 
+def workers(config: RunConfig) -> int:
+    """How many processes step and render the environments of a run.
+
+    Without images a step takes less time than its way to another process and back.
+    """
+    if config.encoder.kind == "state":
+        return 1
+    return config.render.workers or cores()
+
+
 def make_training_env(config: TrainConfig) -> VecEnv:
     """The run's environments side by side, seeded, rewards normalised if asked for."""
-    env: VecEnv = make_vec_env([functools.partial(make_env, config) for _ in range(config.envs)])
+    env = make_vec_env([constructor(config)] * config.envs, workers=workers(config))
     # A replay would mix rewards of different scales.
     normalize = config.algorithm == "ppo" and config.ppo.normalize_reward
     return NormalizeReward(env, config.ppo.gamma) if normalize else env
@@ -66,10 +86,14 @@ def choose_device(name: str) -> str:
 def use_threads(count: int) -> None:
     """Give the network library this many threads.
 
-    :param count: 0 is all cores that this process may use, which in a container can be fewer than the machine has.
+    :param count: 0 is all cores that this process may use, which can be fewer than the machine has.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(count or allowed or 1)
+    torch.set_num_threads(count or cores())
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require_same_scene(run: Run, scene: Scene | None) -> None:

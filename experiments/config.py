@@ -141,6 +141,25 @@ class SACConfig:
 
 
 @dataclass(frozen=True)
+class RenderConfig:
+    """How the cameras' images are made.
+
+    :param backend: "auto" takes OpenGL ("gl") where it works and the ray tracer ("warp") where it does not.
+    :param quality: "light" draws simplified meshes without multisampling, shadows and reflections; "full" draws what
+        the task's file says, at many times the cost.
+    :param workers: processes that step and render training's environments; 0 takes as many as there are cores, and 1
+        none beside the main process.
+    """
+
+    backend: Literal["auto", "gl", "warp"] = "auto"
+    quality: Literal["light", "full"] = "light"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self, "render ", "at least 0", "workers")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """What every run has: an environment, how it is seen, and an encoder.
 
@@ -151,7 +170,7 @@ class RunConfig:
     :param cameras: YAML file of cameras in place of the task's own, or names of some of those, separated by commas.
     :param redraw: draw the scene's colours, the start and the camera rig anew from this number.
     :param image_size: pixels per side of every view.
-    :param renderer: "auto" takes OpenGL where it works and the ray tracer where it does not.
+    :param render: how images are made.
     :param threads: threads of the network library; 0 takes all cores.
     :param encoder: what the policy acts on.
     """
@@ -163,7 +182,7 @@ class RunConfig:
     cameras: str | None = None
     redraw: int | None = None
     image_size: int = 64
-    renderer: Literal["auto", "gl", "warp"] = "auto"
+    render: RenderConfig = field(default_factory=RenderConfig)
     threads: int = 0
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 

@@ -7,7 +7,6 @@ run folder is that of a training run: ``kp3d_rl.load`` reads it, and ``train --p
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import shutil
 import time
@@ -29,7 +28,7 @@ from agents.seam import NonFiniteError
 from agents.unsupervised import UnsupervisedTrainer
 from agents.vec_env import make_vec_env
 from envs.errors import UserError
-from experiments.building import SEEDS_PER_RUN, choose_device, make_env, use_threads
+from experiments.building import SEEDS_PER_RUN, choose_device, constructor, use_threads, workers
 from experiments.cli import parse, run_main
 from experiments.config import LogConfig, PretrainConfig
 from experiments.episodes import Actors
@@ -55,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(PretrainConfig, argv)
     use_threads(config.threads)
     path = Run.new_path(config)
-    with contextlib.closing(make_vec_env([functools.partial(make_env, config)] * ENVS)) as env:
+    with contextlib.closing(make_vec_env([constructor(config)] * ENVS, workers=workers(config))) as env:
         scene = Scene.of(env)
         trainer = build_trainer(config, env, scene)
         describe(config, env, scene, trainer)

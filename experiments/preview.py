@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import imageio.v3 as iio
 import numpy as np
@@ -22,6 +21,7 @@ from envs import registry
 from envs.errors import UserError
 from envs.multiview import MultiViewObservation
 from experiments.cli import parse, run_main
+from experiments.config import RenderConfig
 from experiments.runs import folder_name
 from experiments.video import sharp_views
 from kp3d_rl.cameras import Rig, Workspace, in_front
@@ -40,7 +40,7 @@ class PreviewConfig:
     :param seed: of the reset.
     :param size: pixels per side of the sharp views.
     :param image_size: pixels per side of the views below, as the option of ``train``.
-    :param renderer: "auto" takes OpenGL where it works and the ray tracer where it does not.
+    :param render: how images are made, as the option of ``train``.
     :param output: picture to write (.png or .jpg); by default preview-<env>.png in the current folder.
     """
 
@@ -50,7 +50,7 @@ class PreviewConfig:
     seed: int = 0
     size: int = 384
     image_size: int = 64
-    renderer: Literal["auto", "gl", "warp"] = "auto"
+    render: RenderConfig = field(default_factory=RenderConfig)
     output: Path | None = None
 
     def __post_init__(self) -> None:
@@ -81,7 +81,13 @@ def make_env(config: PreviewConfig) -> MultiViewObservation:
     """The environment at training resolution."""
     side = config.image_size
     return registry.make(
-        config.env, cameras=config.cameras, height=side, width=side, renderer=config.renderer, redraw=config.redraw
+        config.env,
+        cameras=config.cameras,
+        height=side,
+        width=side,
+        renderer=config.render.backend,
+        quality=config.render.quality,
+        redraw=config.redraw,
     )
 
 

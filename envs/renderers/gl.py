@@ -20,7 +20,7 @@ from envs.errors import UserError
 from envs.renderers import opengl
 from envs.visual_model import VisualModel
 
-_UNUSED_EFFECTS = (
+_COSTLY_EFFECTS = (
     mujoco.mjtRndFlag.mjRND_SHADOW,
     mujoco.mjtRndFlag.mjRND_REFLECTION,
     mujoco.mjtRndFlag.mjRND_HAZE,
@@ -88,8 +88,9 @@ class _SharedScene:
         model = visual.model
         room = 1000 + 2 * (model.ngeom + model.nsite) + 100 * model.ntendon + model.nflexvert
         self.scene = mujoco.MjvScene(model, maxgeom=room)
-        for effect in _UNUSED_EFFECTS:
-            self.scene.flags[effect] = False
+        if visual.quality == "light":
+            for effect in _COSTLY_EFFECTS:
+                self.scene.flags[effect] = False
         self.option = mujoco.MjvOption()
         self.camera = mujoco.MjvCamera()
         self.camera.type = mujoco.mjtCamera.mjCAMERA_FIXED

@@ -96,7 +96,7 @@ class _SharedScene:
                 render_seg=True,
                 render_depth=False,
                 render_skybox=True,
-                use_shadows=False,
+                use_shadows=visual.quality == "full",
             )
         except (NotImplementedError, ValueError) as error:
             reason = " ".join(str(error).split())

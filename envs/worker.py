@@ -1,0 +1,149 @@
+"""A process that steps and renders some environments; started and commanded by :mod:`envs.workers`.
+
+It imports what its environments need and nothing else: no torch. It ends when its parent does, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import mmap
+import os
+import signal
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+
+from envs.errors import UserError
+
+
+def map_arrays(space: gym.spaces.Dict, count: int, memory: int) -> dict[str, np.ndarray]:
+    """Arrays for the observations of several environments in memory that processes share.
+
+    :param space: of one environment.
+    :param count: N environments.
+    :param memory: file descriptor; the file is made as long as it takes.
+    :return: (N, ...) by the names of the space.
+    """
+    sizes = {key: count * int(np.prod(box.shape)) * box.dtype.itemsize for key, box in space.spaces.items()}
+    starts = dict(zip(sizes, np.cumsum([0, *(-(-size // 64) * 64 for size in sizes.values())]), strict=False))
+    total = max(1, max(starts[key] + size for key, size in sizes.items()))
+    if os.fstat(memory).st_size < total:
+        os.ftruncate(memory, total)
+    whole = mmap.mmap(memory, total)
+    return {
+        key: np.frombuffer(whole, box.dtype, sizes[key] // box.dtype.itemsize, int(starts[key])).reshape(
+            count, *box.shape
+        )
+        for key, box in space.spaces.items()
+    }
+
+
+def main(connection: int, memory: int) -> None:
+    """Make the environments, then do as commanded until the other end closes.
+
+    :param connection: file descriptor of a two-way connection.
+    :param memory: file descriptor of the shared memory for observations.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    pipe = Connection(connection)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        host = _answer(pipe, lambda: Host(*cloudpickle.loads(pipe.recv_bytes()), memory), lambda host: host.spaces)
+        while host is not None:
+            name, arguments = pipe.recv()
+            if name == "close":
+                break
+            _answer(pipe, functools.partial(getattr(host, name), *arguments), lambda result: result)
+        if host is not None:
+            host.close()
+
+
+class Host:
+    """The environments of this process, and what can be asked of them.
+
+    :param modules: to import first: they register tasks.
+    :param constructors: of the environments here, by their number among all of them: their row in the shared arrays.
+    :param count: of all environments.
+    :param memory: file descriptor.
+    """
+
+    def __init__(self, modules: Sequence[str], constructors: Mapping[int, Any], count: int, memory: int) -> None:
+        for module in modules:
+            importlib.import_module(module)
+        self.envs: dict[int, gym.Env] = {row: make() for row, make in constructors.items()}
+        first = next(iter(self.envs.values()))
+        self.spaces = first.observation_space, first.action_space
+        self.arrays = map_arrays(first.observation_space, count, memory)
+
+    def reset(self, asked: Mapping[int, tuple[int | None, dict | None]]) -> dict[int, dict]:
+        """Start episodes; seed and options by row. Observations go to the shared arrays, infos come back."""
+        return {row: self._reset(row, seed=seed, options=options) for row, (seed, options) in asked.items()}
+
+    def step(self, actions: Mapping[int, np.ndarray]) -> dict[int, tuple[float, bool, dict, dict | None]]:
+        """Step; an episode that ended starts anew, its last observation is in the info as SB3 expects it.
+
+        :return: by row: reward, whether the episode ended, info, and the info of the new episode's reset.
+        """
+        found = {}
+        for row, action in actions.items():
+            observation, reward, terminated, truncated, info = self.envs[row].step(action)
+            info = info | {"TimeLimit.truncated": truncated and not terminated}
+            started = None
+            if terminated or truncated:
+                info["terminal_observation"] = observation
+                started = self._reset(row)
+            else:
+                self._show(row, observation)
+            found[row] = (float(reward), bool(terminated or truncated), info, started)
+        return found
+
+    def get(self, rows: Sequence[int], name: str) -> list[Any]:
+        """An attribute of some environments."""
+        return [self.envs[row].get_wrapper_attr(name) for row in rows]
+
+    def has(self, rows: Sequence[int], name: str) -> list[bool]:
+        """Whether some environments have an attribute."""
+        return [self.envs[row].has_wrapper_attr(name) for row in rows]
+
+    def set(self, rows: Sequence[int], name: str, value: Any) -> list[None]:
+        """Set an attribute of some environments, on the wrapper that has it."""
+        return [self.envs[row].set_wrapper_attr(name, value) and None for row in rows]
+
+    def call(self, rows: Sequence[int], name: str, arguments: tuple, options: dict) -> list[Any]:
+        """Call a method of some environments."""
+        return [self.envs[row].get_wrapper_attr(name)(*arguments, **options) for row in rows]
+
+    def close(self) -> None:
+        """Close all environments."""
+        for env in self.envs.values():
+            env.close()
+
+    def _reset(self, row: int, **arguments: Any) -> dict:
+        observation, info = self.envs[row].reset(**arguments)
+        self._show(row, observation)
+        return info
+
+    def _show(self, row: int, observation: Mapping[str, np.ndarray]) -> None:
+        for key, array in self.arrays.items():
+            array[row] = observation[key]
+
+
+def _answer(pipe: Connection, act: Any, tell: Any) -> Any:
+    """Act and send what is to be told of the result, or what went wrong."""
+    try:
+        result = act()
+        answer = ("done", tell(result))
+    except UserError as error:
+        result, answer = None, ("refused", str(error))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise
+    except Exception:
+        result, answer = None, ("failed", traceback.format_exc())
+    pipe.send_bytes(cloudpickle.dumps(answer))
+    return result

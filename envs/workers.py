@@ -1,0 +1,260 @@
+"""Environments in worker processes: all cores step and render, observations travel through shared memory.
+
+A worker is a Python process of its own that imports no torch (:mod:`envs.worker`). It is not forked, so it shares no
+OpenGL, locks or threads with its parent. Observations lie in an anonymous memory file which the system frees with the
+last process that has it open, and a worker ends when the connection to its parent closes: whatever way the parent ends,
+nothing is left behind.
+
+A worker that dies is started again; its episodes count as truncated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Pipe
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+
+from envs import registry
+from envs.errors import UserError
+from envs.worker import map_arrays
+
+MOST_DEATHS = 5
+"""So many deaths of workers are made up for; the next one ends the run."""
+_PATIENCE = 5.0  # seconds that a worker gets to close its environments
+
+
+class WorkerDied(Exception):
+    """A worker's end of the connection closed."""
+
+
+class Workers:
+    """N environments in W processes. Row i of what is handed out belongs to environment i.
+
+    :param constructors: of the N environments; all must have the same spaces, observations must be Dict.
+    :param workers: W; neighbouring environments share a process, and its renderer.
+    :raises UserError: where an environment cannot be made.
+    """
+
+    def __init__(self, constructors: Sequence[Callable[[], gym.Env]], workers: int) -> None:
+        self.count, self.deaths = len(constructors), 0
+        self.memory = _memory_file()
+        parts = np.array_split(np.arange(self.count), min(workers, self.count))
+        self._workers = [_Worker({int(row): constructors[row] for row in part}, self) for part in parts]
+        self._close = weakref.finalize(self, _close_all, self._workers, self.memory)
+        try:
+            spaces = [worker.ready() for worker in self._workers]
+        except WorkerDied as error:
+            self.close()
+            raise UserError(f"an environment worker died while it started: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+        self.observation_space, self.action_space = spaces[0]
+        self._arrays = map_arrays(self.observation_space, self.count, self.memory)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.process.pid for worker in self._workers]
+
+    def reset(
+        self, seeds: Sequence[int | None], options: Sequence[dict | None]
+    ) -> tuple[dict[str, np.ndarray], list[dict]]:
+        """Start an episode in every environment.
+
+        :param seeds: (N,) None goes on with the environment's own random state.
+        :param options: (N,) of the resets.
+        :return: (N, ...) observations by name, copies; and (N,) infos.
+        """
+        asked = [{row: (seeds[row], options[row]) for row in worker.rows} for worker in self._workers]
+        infos = self._gather(self._ask("reset", asked))
+        return self.observations(), [infos[row] for row in range(self.count)]
+
+    def send_step(self, actions: np.ndarray) -> None:
+        """Let every environment step; :meth:`receive_step` waits for them.
+
+        :param actions: (N, ...).
+        """
+        for worker in self._workers:
+            worker.send("step", {row: actions[row] for row in worker.rows})
+
+    def receive_step(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict], list[dict | None]]:
+        """Wait for what :meth:`send_step` began.
+
+        The episodes of a worker that died end here as truncated, with reward 0 and ``info["worker_died"]``.
+
+        :return: observations as :meth:`reset`; rewards (N,) float32; whether the episode ended (N,); infos; infos of
+            the resets, None where the episode goes on.
+        :raises UserError: where workers died too often.
+        """
+        before: dict[str, np.ndarray] | None = None
+        found: dict[int, tuple[float, bool, dict, dict | None]] = {}
+        for worker in self._workers:
+            try:
+                found |= worker.receive()
+            except WorkerDied as error:
+                before = before or self.observations()  # their rows are still those before the step, or after it
+                started = self._replace(worker, str(error))
+                for row in worker.rows:
+                    last = {key: values[row].copy() for key, values in before.items()}
+                    info = {"TimeLimit.truncated": True, "is_success": False, "worker_died": True}
+                    found[row] = (0.0, True, info | {"terminal_observation": last}, started[row])
+        rewards, ended, infos, started = zip(*(found[row] for row in range(self.count)), strict=True)
+        return self.observations(), np.array(rewards, np.float32), np.array(ended), list(infos), list(started)
+
+    def observations(self) -> dict[str, np.ndarray]:
+        """(N, ...) copies of the newest observations: workers write the next ones to the same memory."""
+        return {key: values.copy() for key, values in self._arrays.items()}
+
+    def ask(self, command: str, rows: Sequence[int], *arguments: Any) -> list[Any]:
+        """Ask some environments: ``get``, ``has``, ``set`` or ``call`` (:class:`envs.worker.Host`).
+
+        :param command: which.
+        :param rows: of whom.
+        :param arguments: of the command.
+        :return: answers in the order of ``rows``.
+        """
+        concerned = [[row for row in worker.rows if row in rows] for worker in self._workers]
+        answers = self._ask(command, [(here, *arguments) if here else None for here in concerned])
+        by_row = {
+            row: value
+            for here, values in zip(concerned, answers, strict=True)
+            for row, value in zip(here, values or (), strict=True)
+        }
+        return [by_row[row] for row in rows]
+
+    def close(self) -> None:
+        """End all workers and give the memory back. Idempotent."""
+        self._close()
+
+    def _ask(self, command: str, asked: Sequence[Any]) -> list[Any]:
+        """One command to every worker for which there is something to ask; a worker that died is asked again, once."""
+        for worker, arguments in zip(self._workers, asked, strict=True):
+            if arguments is not None:
+                worker.send(command, *(arguments if isinstance(arguments, tuple) else (arguments,)))
+        answers: list[Any] = []
+        for worker, arguments in zip(self._workers, asked, strict=True):
+            if arguments is None:
+                answers.append(None)
+                continue
+            try:
+                answers.append(worker.receive())
+            except WorkerDied as error:
+                self._replace(worker, str(error))
+                worker.send(command, *(arguments if isinstance(arguments, tuple) else (arguments,)))
+                answers.append(worker.receive())
+        return answers
+
+    @staticmethod
+    def _gather(answers: Sequence[Mapping[int, Any]]) -> dict[int, Any]:
+        return {row: value for answer in answers for row, value in answer.items()}
+
+    def _replace(self, worker: _Worker, reason: str) -> dict[int, dict]:
+        """Start a worker again and reset its environments; their infos by row."""
+        self.deaths += 1
+        who = f"environment worker {self._workers.index(worker) + 1} of {len(self._workers)} died ({reason})"
+        if self.deaths > MOST_DEATHS:
+            raise UserError(
+                f"{who}, death {self.deaths} of at most {MOST_DEATHS}: is there enough memory for all workers?"
+            )
+        print(
+            f"warning: {who}; it is started again, {len(worker.rows)} episodes count as truncated "
+            f"(death {self.deaths} of at most {MOST_DEATHS})",
+            file=sys.stderr,
+        )
+        worker.start()
+        try:
+            worker.ready()
+            worker.send("reset", dict.fromkeys(worker.rows, (None, None)))
+            return worker.receive()
+        except WorkerDied as error:
+            return self._replace(worker, str(error))
+
+
+class _Worker:
+    """One process and the connection to it."""
+
+    def __init__(self, constructors: Mapping[int, Callable[[], gym.Env]], pool: Workers) -> None:
+        self.rows = list(constructors)
+        self._memory = pool.memory
+        self._recipe = cloudpickle.dumps((registry.task_modules(), constructors, pool.count))
+        self.start()
+
+    def start(self) -> None:
+        self.pipe, theirs = Pipe()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from envs import worker; worker.main(*map(int, sys.argv[1:]))"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, str(theirs.fileno()), str(self._memory)],
+            pass_fds=(theirs.fileno(), self._memory),
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        theirs.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.pipe.send_bytes(self._recipe)
+
+    def ready(self) -> tuple[gym.Space, gym.Space]:
+        return self.receive()
+
+    def send(self, command: str, *arguments: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # receive() will say so
+            self.pipe.send((command, arguments))
+
+    def receive(self) -> Any:
+        """:raises WorkerDied: with how it ended."""
+        try:
+            kind, value = cloudpickle.loads(self.pipe.recv_bytes())
+        except (EOFError, ConnectionResetError, BrokenPipeError):
+            raise WorkerDied(self._end()) from None
+        if kind == "refused":
+            raise UserError(value)
+        if kind == "failed":
+            raise RuntimeError(f"an environment worker failed:\n{value}")
+        return value
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, OSError):
+            self.pipe.send(("close", ()))
+        self.pipe.close()
+
+    def wait(self) -> None:
+        try:
+            self.process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _end(self) -> str:
+        self.pipe.close()
+        self.wait()
+        code = self.process.returncode
+        if code < 0:
+            hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+            return f"killed by {signal.Signals(-code).name}{hint}"
+        return f"exit code {code}"
+
+
+def _close_all(workers: Sequence[_Worker], memory: int) -> None:
+    for worker in workers:
+        worker.close()
+    for worker in workers:
+        worker.wait()
+    os.close(memory)
+
+
+def _memory_file() -> int:
+    """File descriptor of memory without a name, which its last user's end frees."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("kp3d_rl observations")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

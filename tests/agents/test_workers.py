@@ -1,0 +1,167 @@
+"""Environments in worker processes: the same episodes, nothing shared by mistake, and deaths that are survived."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.vec_env import make_vec_env
+from agents.workers import WorkerVecEnv
+from envs import registry, workers
+from envs.errors import UserError
+from tests.counting import CountingEnv
+
+ACTIONS = np.zeros((3, 1), np.float32)
+
+
+@pytest.fixture
+def counting() -> Iterator[WorkerVecEnv]:
+    env = WorkerVecEnv([CountingEnv, functools.partial(CountingEnv, length=3), CountingEnv], workers=2)
+    yield env
+    env.close()
+
+
+def rollout(env: VecEnv, steps: int) -> list[tuple]:
+    generator, seen = np.random.default_rng(0), [(env.reset(), None, None, None)]
+    for _ in range(steps):
+        seen.append(env.step(generator.uniform(-1, 1, (env.num_envs, *env.action_space.shape)).astype(np.float32)))
+    env.close()
+    return seen
+
+
+def test_episodes_are_those_of_one_process_bit_for_bit() -> None:
+    make = functools.partial(registry.make, "reach-multiview", height=16, width=16)
+    one, two = (rollout(make_vec_env([make] * 3, seed=5, workers=count), 102) for count in (1, 2))
+    for (a, *rest), (b, *others) in zip(one, two, strict=True):
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+        if rest[0] is None:
+            continue
+        (rewards, ends, infos), (rewards2, ends2, infos2) = rest, others
+        np.testing.assert_array_equal(rewards, rewards2)
+        np.testing.assert_array_equal(ends, ends2)
+        for info, info2 in zip(infos, infos2, strict=True):
+            assert set(info) == set(info2) and info["is_success"] == info2["is_success"]
+            for key, value in info.get("terminal_observation", {}).items():
+                np.testing.assert_array_equal(value, info2["terminal_observation"][key])
+    assert sum(step[2].sum() for step in two[1:]) >= 3, "each environment ended an episode"
+
+
+def test_what_is_handed_out_stays_as_it_was(counting: WorkerVecEnv) -> None:
+    seen = [counting.reset()] + [counting.step(ACTIONS)[0] for _ in range(2)]
+    assert [float(observation["proprio"][0, 0]) for observation in seen] == [0, 1, 2]
+    assert [int(observation["images"][0].max()) for observation in seen] == [0, 1, 2]
+
+
+def test_an_episode_that_ends_starts_anew_and_its_last_observation_is_in_the_info(counting: WorkerVecEnv) -> None:
+    counting.seed(3)
+    counting.set_options([{"a": 1}, {}, {}])
+    first = counting.reset()
+    assert [info["seed"] for info in counting.reset_infos] == [3, 4, 5]
+    assert [info["options"] for info in counting.reset_infos] == [{"a": 1}, None, None]
+    for _ in range(3):
+        observations, rewards, ends, infos = counting.step(ACTIONS + 0.5)
+    assert ends.tolist() == [False, True, False] and rewards.tolist() == [3.5, 3.5, 3.5]
+    assert observations["proprio"][:, 0].tolist() == [3, 0, 3]
+    assert infos[1]["terminal_observation"]["proprio"][0] == 3 and infos[1]["TimeLimit.truncated"]
+    assert counting.reset_infos[1]["seed"] is None and first["proprio"].dtype == np.float32
+
+
+def test_attributes_and_methods_reach_the_environment_that_is_meant(counting: WorkerVecEnv) -> None:
+    assert counting.get_attr("length") == [5, 3, 5] and counting.get_attr("length", [2, 1]) == [5, 3]
+    counting.set_attr("length", 9, [1])
+    assert counting.get_attr("length") == [5, 9, 5]
+    assert counting.has_attr("length") and not counting.has_attr("breadth")
+    assert counting.env_is_wrapped(object) == [False] * 3
+
+
+def test_workers_import_no_torch(counting: WorkerVecEnv) -> None:
+    assert counting.env_method("has_torch", also="envs.worker") == [(False, True)] * 3
+
+
+def test_what_goes_wrong_in_a_worker_is_told() -> None:
+    with pytest.raises(UserError, match="^this environment cannot be made$"):
+        WorkerVecEnv([functools.partial(CountingEnv, fails="refuse")] * 2, workers=2)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
+        WorkerVecEnv([functools.partial(CountingEnv, fails="crash")] * 2, workers=2)
+    env = WorkerVecEnv([functools.partial(CountingEnv, fails="step")] * 2, workers=2)
+    env.reset()
+    with pytest.raises(RuntimeError, match="a bug in step"):
+        env.step(ACTIONS[:2])
+    env.close()
+
+
+def test_a_killed_worker_is_replaced_and_its_episodes_are_truncated(capsys: pytest.CaptureFixture) -> None:
+    env = make_vec_env([CountingEnv] * 3, seed=0, workers=2)
+    pool = env.unwrapped.workers
+    env.reset()
+    env.step(ACTIONS)
+    os.kill(pool.pids[0], signal.SIGKILL)  # of environments 0 and 1
+    observations, rewards, ends, infos = env.step(ACTIONS)
+    assert ends.tolist() == [True, True, False] and rewards.tolist() == [0.0, 0.0, 2.0]
+    assert observations["proprio"][:, 0].tolist() == [0, 0, 2]
+    assert infos[0]["TimeLimit.truncated"] and infos[0]["worker_died"] and infos[0]["episode"]["l"] == 2
+    assert infos[0]["terminal_observation"]["proprio"][0] == 1, "the last one that was seen"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "worker 1 of 2 died (killed by SIGKILL" in said and "2 episodes" in said
+    assert env.step(ACTIONS)[0]["proprio"][:, 0].tolist() == [1, 1, 3]
+    os.kill(pool.pids[1], signal.SIGKILL)
+    assert env.reset()["proprio"][:, 0].tolist() == [0, 0, 0] and pool.deaths == 2
+    env.close()
+
+
+def test_workers_that_die_again_and_again_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "MOST_DEATHS", 1)
+    env = WorkerVecEnv([CountingEnv] * 2, workers=2)
+    env.reset()
+    os.kill(env.workers.pids[0], signal.SIGKILL)
+    env.step(ACTIONS[:2])
+    os.kill(env.workers.pids[1], signal.SIGTERM)
+    with pytest.raises(UserError, match="worker 2 of 2 died .killed by SIGTERM., death 2 of at most 1"):
+        env.step(ACTIONS[:2])
+    env.close()
+    env.close()
+
+
+def test_interrupts_are_the_parents_business(counting: WorkerVecEnv) -> None:
+    counting.reset()
+    for pid in counting.workers.pids:
+        os.kill(pid, signal.SIGINT)
+    assert counting.step(ACTIONS)[0]["proprio"][:, 0].tolist() == [1, 1, 1] and counting.workers.deaths == 0
+
+
+@pytest.mark.parametrize("how", ["kill", "exit", "close"])
+def test_nothing_is_left_behind(how: str) -> None:
+    code = f"""
+import os, signal, sys, time
+from agents.workers import WorkerVecEnv
+from tests.counting import CountingEnv
+env = WorkerVecEnv([CountingEnv] * 4, workers=2)
+env.reset()
+print(*env.workers.pids, flush=True)
+if {how!r} == "close":
+    env.close()
+elif {how!r} == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2 and done.stderr == "" and done.returncode == (-9 if how == "kill" else 0)
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            break
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not os.path.isdir("/dev/shm") or set(os.listdir("/dev/shm")) <= before
