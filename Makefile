@@ -3,10 +3,12 @@ PYTHON := .venv/bin/python
 # Tests run in as many processes as there are cores, at most 8: each one holds a torch of its own.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 TASK := $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(if $(SEED),--seed $(SEED)) $(if $(DEVICE),--device $(DEVICE))
+# MuJoCo's own renderer, which is measured beside ours, must be told its platform.
+GL := $(if $(filter Linux,$(shell uname -s)),MUJOCO_GL=$${MUJOCO_GL:-egl})
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study train pretrain evaluate probe video preview doctor test lint clean
+.PHONY: help setup study train pretrain evaluate probe video bench profile preview doctor test lint clean
 
 help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +39,12 @@ video: setup ## an mp4 of a run with its keypoints drawn in: make video ENV=… 
 
 study: setup ## conditions against each other over seeds, into docs/: make study ARGS="--name learning"
 	@exec $(PYTHON) -m experiments.study $(ARGS)
+
+bench: setup ## how fast it is here, against what one would write without it; into docs/: minutes
+	@$(GL) exec $(PYTHON) -m experiments.bench $(ARGS)
+
+profile: setup ## where a training step goes, stage by stage; options of train: make profile ARGS="--threads 1"
+	@exec $(PYTHON) -m experiments.bench.profile $(TASK) $(CAMERA) $(ARGS)
 
 preview: setup ## one picture of all views of an environment: make preview ENV=…
 	@exec $(PYTHON) -m experiments.preview $(if $(ENV),--env $(ENV)) $(CAMERA) $(ARGS)

@@ -225,8 +225,8 @@ def _lighten(model: mujoco.MjModel) -> None:
     """Leave out what costs time and shows in no small image."""
     quality = model.vis.quality
     quality.offsamples = 0
-    quality.numslices = min(quality.numslices, 20)
-    quality.numstacks = min(quality.numstacks, 10)
+    quality.numslices = min(quality.numslices, 16)  # round things as prisms of so many sides
+    quality.numstacks = min(quality.numstacks, 8)
     quality.numquads = min(quality.numquads, 2)
     quality.shadowsize = 0  # shadows cost more than all the rest, and no keypoint is on one
     model.light_castshadow[:] = 0

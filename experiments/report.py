@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ POINTS = 50
 
 
 def write_report(docs: Path, name: str, runs: Sequence[tuple[Any, int, str, Path]]) -> None:
-    """Gather the runs of a study, write ``<name>.json`` and its pictures, and fill the tables that ask for it.
+    """Gather the runs of a study, write ``<name>.json`` and its pictures.
 
     :param docs: folder to write to.
     :param name: of the study.
@@ -55,9 +54,6 @@ def write_report(docs: Path, name: str, runs: Sequence[tuple[Any, int, str, Path
     if any(record["evaluated_success_at_end"] for record in records):
         draw_curves(records, docs / f"{name}.png")
     copy_pictures(runs[0][3], docs, name)
-    for page in [*sorted(docs.glob("*.md")), docs.parent / "README.md"]:
-        if page.is_file():
-            page.write_text(filled(page.read_text(), docs))
     print("\n".join([*success_table(records), "", *probe_table(records)]))
     print(f"written to {path}")
 
@@ -71,25 +67,6 @@ def copy_pictures(run: Path, docs: Path, name: str) -> None:
     probe = run / "probe.png"
     for what, picture in [*(("views", path) for path in last), *([("probe", probe)] if probe.is_file() else [])]:
         shutil.copyfile(picture, docs / f"{name}-{what}.png")
-
-
-def filled(text: str, docs: Path) -> str:
-    """A page with its tables made anew from the data beside it.
-
-    A table stands between ``<!-- table <study> <kind> -->`` and ``<!-- end -->``; kinds are those of :data:`TABLES`.
-
-    :param text: of the page.
-    :param docs: folder of the data.
-    """
-
-    def table(match: re.Match[str]) -> str:
-        if not (docs / f"{match['study']}.json").is_file():
-            return match[0]  # that study has not been run yet
-        records = json.loads((docs / f"{match['study']}.json").read_text())["runs"]
-        rows = TABLES[match["kind"]](records)
-        return "\n".join([f"<!-- table {match['study']} {match['kind']} -->", *rows, "<!-- end -->"])
-
-    return re.sub(r"<!-- table (?P<study>\S+) (?P<kind>\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
 def gather(condition: str, seed: int, command: str, run: Run) -> dict[str, Any]:

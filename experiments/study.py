@@ -18,6 +18,7 @@ from pathlib import Path
 
 from envs.errors import UserError, unknown
 from experiments.cli import parse, run_main
+from experiments.pages import fill_pages
 from experiments.report import write_report
 from experiments.runs import ROOT, folder_name
 
@@ -178,6 +179,7 @@ def main(argv: Sequence[str]) -> None:
     if not finished:
         raise UserError(f"no run of study '{config.name}' is finished yet in {ROOT}")
     write_report(config.docs, config.name, [(job.condition, job.seed, job.command, job.folder) for job in finished])
+    fill_pages(config.docs)
 
 
 def run_all(jobs: Sequence[Job], at_a_time: int) -> None:

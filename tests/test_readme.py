@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.report import filled
+from experiments.pages import filled
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

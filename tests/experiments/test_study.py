@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs.errors import UserError
-from experiments import pretrain, report, study, train
+from experiments import pages, pretrain, report, study, train
 from experiments.cli import parse
 from experiments.config import PretrainConfig, TrainConfig
 from experiments.evaluation import Episode, Evaluation
@@ -229,10 +229,10 @@ def test_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
 def test_pages_are_filled_from_the_data_beside_them(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"study": "x", "runs": RECORDS}))
     page = "a\n<!-- table x success -->\nold\n<!-- end -->\nb\n<!-- table y probe -->\n<!-- end -->\nc"
-    text = report.filled(page, tmp_path)
+    text = pages.filled(page, tmp_path)
     assert text.startswith("a\n<!-- table x success -->\n| condition |") and "old" not in text and "285/300" in text
     assert text.endswith("<!-- end -->\nb\n<!-- table y probe -->\n<!-- end -->\nc")  # not run yet: as it was
-    assert report.filled(text, tmp_path) == text
+    assert pages.filled(text, tmp_path) == text
 
 
 def test_the_gradient_table_is_of_quarters_of_the_run() -> None:

@@ -1,0 +1,82 @@
+"""Measure how fast it is here: ``python -m experiments.bench``.
+
+Prints tables, writes ``docs/bench.json`` with machine and commit, draws ``docs/bench.png``, and fills the tables of the
+pages that ask for them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.errors import UserError, unknown
+from experiments.bench import learner, memory, training, views
+from experiments.bench.report import write
+from experiments.bench.scenes import hammer, reach
+from experiments.building import choose_device, use_threads
+from experiments.cli import parse, run_main
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What to measure, and for how long.
+
+    :param only: sections, separated by commas; by default all.
+    :param seconds: about how long each thing is timed.
+    :param device: of the networks: auto, cpu, cuda.
+    :param docs: folder to write to.
+    """
+
+    only: str | None = None
+    seconds: float = 3.0
+    device: str = "auto"
+    docs: Path = Path("docs")
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise ValueError(f"seconds must be above 0, got {self.seconds}")
+
+
+SECTIONS: dict[str, Callable[[BenchConfig, str], Rows]] = {
+    "views": lambda config, device: [
+        *views.renderers(hammer(), config.seconds),
+        *views.renderers(reach(), config.seconds),
+    ],
+    "workers": lambda config, device: views.workers(config.seconds),
+    "learner": lambda config, device: learner.formulations(config.seconds, device),
+    "training": lambda config, device: training.whole_steps(max(1, round(config.seconds)), device),
+    "growth": lambda config, device: [
+        *views.growth(config.seconds / 3),
+        *learner.growth(config.seconds / 3, device),
+    ],
+    "memory": lambda config, device: [memory.worker_memory(), memory.replay_memory()],
+}
+"""What is measured, in this order."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure section by section, then write what was found."""
+    config = parse(BenchConfig, argv)
+    if sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
+        raise UserError("MuJoCo's own renderer needs to be told its platform: type make bench, or set MUJOCO_GL=egl")
+    device = choose_device(config.device)
+    use_threads(0)
+    names = list(SECTIONS) if config.only is None else [name.strip() for name in config.only.split(",")]
+    for name in names:
+        if name not in SECTIONS:
+            raise unknown("section of the benchmark", name, SECTIONS)
+    rows: Rows = []
+    for number, name in enumerate(names, 1):
+        print(f"[{number}/{len(names)}] {name}", file=sys.stderr, flush=True)
+        rows += [{"section": name, "device": device} | row for row in SECTIONS[name](config, device)]
+    write(config.docs, rows)
+
+
+if __name__ == "__main__":
+    run_main(main)

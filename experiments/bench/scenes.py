@@ -1,0 +1,77 @@
+"""What is looked at in the benchmark."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gymnasium as gym
+
+from envs.cameras import CameraSpec
+from envs.errors import UserError
+
+HAMMER_CAMERAS = (
+    CameraSpec("one", (-0.4, 0.6, 0.4), quaternion=(0.6123724, 0.3535534, -0.3535534, -0.6123724), fovy=80.0),
+    CameraSpec("two", (0.3, 0.3, 0.5), quaternion=(0.8001031, 0.4619398, 0.1913417, 0.3314136), fovy=80.0),
+    CameraSpec("three", (0.2, 0.7, 0.7), quaternion=(0.3794095, 0.0499502, 0.1205905, 0.9159756), fovy=80.0),
+)
+"""The three cameras of Keypoint3D's Meta-World experiments (code of Chen, Abbeel, Pathak, ICML 2021)."""
+
+
+@dataclass(frozen=True)
+class BenchScene:
+    """An environment after its reset, and how it is seen.
+
+    :param name: in tables.
+    :param env: with ``model``, ``data`` and ``fullpath``.
+    :param cameras: the views.
+    :param pixels: height and width of a view.
+    """
+
+    name: str
+    env: gym.Env
+    cameras: Sequence[CameraSpec]
+    pixels: int
+
+
+def reach(pixels: int = 64) -> BenchScene:
+    """``reach-multiview`` from its own three cameras."""
+    from envs.tasks.reach import ReachEnv
+
+    env = ReachEnv()
+    env.reset(seed=0)
+    return BenchScene(f"reach-multiview, 3 views of {pixels} px", env, ReachEnv.cameras, pixels)
+
+
+def hammer(pixels: int = 128) -> BenchScene:
+    """Meta-World's hammer from the cameras of Keypoint3D: 67,000 triangles.
+
+    :raises UserError: where Meta-World is not installed.
+    """
+    if importlib.util.find_spec("metaworld") is None:
+        raise UserError("the benchmark's hammer scene needs Meta-World: pip install -c constraints.txt metaworld")
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    env = ALL_V3_ENVIRONMENTS["hammer-v3"]()
+    env._freeze_rand_vec, env._set_task_called = False, True  # any of its tasks will do
+    env.reset(seed=0)
+    return BenchScene(f"Meta-World hammer, 3 views of {pixels} px", env, HAMMER_CAMERAS, pixels)
+
+
+def ring(count: int, radius: float = 1.0) -> list[CameraSpec]:
+    """Cameras on a circle about the reach task's workspace.
+
+    :param count: how many.
+    :param radius: metres.
+    """
+    angles = [2.0 * math.pi * number / count for number in range(count)]
+    return [
+        CameraSpec(
+            f"ring{number}",
+            (0.55 + radius * math.cos(angle), radius * math.sin(angle), 0.6),
+            look_at=(0.55, 0.0, 0.22),
+        )
+        for number, angle in enumerate(angles)
+    ]

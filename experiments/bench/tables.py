@@ -1,0 +1,106 @@
+"""Benchmarks as tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Rows = Sequence[dict[str, Any]]
+
+
+def views_table(rows: Rows) -> list[str]:
+    """Views per second of every renderer."""
+    rows = [row for row in rows if row["section"] == "views"]
+    heads = ("scene", "renderer", "ms for all views", "views/s", "times Gymnasium's defaults")
+    return _table(
+        heads,
+        [
+            (
+                row["scene"],
+                row["what"],
+                f"{row['milliseconds']:.1f}",
+                f"{row['views_per_second']:.0f}",
+                _times(row, "times_defaults"),
+            )
+            for row in rows
+        ],
+    )
+
+
+def workers_table(rows: Rows) -> list[str]:
+    """Views per second of one and more worker processes."""
+    rows = [row for row in rows if row["section"] == "workers"]
+    return _table(
+        ("processes", "views/s", "times one"),
+        [(row["what"], f"{row['views_per_second']:.0f}", _times(row)) for row in rows],
+    )
+
+
+def learner_table(rows: Rows) -> list[str]:
+    """Auxiliary steps per second of both formulations."""
+    rows = [row for row in rows if row["section"] == "learner"]
+    return _table(
+        ("device", "network", "ms a step", "steps/s", "times the original's"),
+        [
+            (row["device"], row["what"], f"{row['milliseconds']:.0f}", f"{row['steps_per_second']:.2f}", _times(row))
+            for row in rows
+        ],
+    )
+
+
+def training_table(rows: Rows) -> list[str]:
+    """Environment steps per second of whole training."""
+    rows = [row for row in rows if row["section"] == "training"]
+    return _table(
+        ("device", "stack", "environment steps/s", "times naive"),
+        [(row["device"], row["what"], f"{row['steps_per_second']:.1f}", _times(row)) for row in rows],
+    )
+
+
+def stages_table(rows: Rows) -> list[str]:
+    """Share of each stage in both stacks."""
+    rows = [row for row in rows if row["section"] == "training"]
+    stages = list(dict.fromkeys(stage for row in reversed(rows) for stage in row["shares"]))
+    short = [row["what"].partition(":")[0] for row in rows]
+    return _table(
+        ("stage, share of the time", *short),
+        [(stage, *(f"{100 * row['shares'].get(stage, 0):.0f} %" for row in rows)) for stage in stages],
+    )
+
+
+def growth_table(rows: Rows) -> list[str]:
+    """How speed goes with sizes."""
+    rows = [row for row in rows if row["section"] == "growth"]
+    return _table(
+        ("varied", "value", "steps/s"),
+        [(row["varied"], str(row["value"]), f"{row['steps_per_second']:.1f}") for row in rows],
+    )
+
+
+def memory_table(rows: Rows) -> list[str]:
+    """What is held in memory."""
+    rows = [row for row in rows if row["section"] == "memory"]
+    return _table(("what", "MB"), [(row["what"], f"{row['megabytes']:.0f}") for row in rows])
+
+
+def _times(row: dict[str, Any], name: str = "times_first") -> str:
+    return f"{row[name]:.1f}"
+
+
+def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    if not cells:
+        return []
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return lines + ["| " + " | ".join(row) + " |" for row in cells]
+
+
+TABLES: dict[str, Callable[[Rows], list[str]]] = {
+    "views": views_table,
+    "workers": workers_table,
+    "learner": learner_table,
+    "training": training_table,
+    "stages": stages_table,
+    "growth": growth_table,
+    "memory": memory_table,
+}
+"""Kinds of tables that a page may ask for."""

@@ -1,0 +1,75 @@
+"""Whole training steps per second: PPO on keypoints as ``make train`` runs it, against the naive stack."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.callbacks import AuxiliaryCallback
+from agents.scene import Scene
+from experiments.algorithms import build_model
+from experiments.bench.naive import naive_env
+from experiments.bench.original import ORIGINAL, use_original_formulation
+from experiments.bench.stages import watched
+from experiments.building import make_training_env
+from experiments.config import EncoderConfig, TrainConfig
+
+Row = dict[str, Any]
+REST = "the rest: buffers, advantages, quality, logs"
+NAIVE = "naive: Gymnasium's renderer per camera, SubprocVecEnv, the original's network"
+
+
+def whole_steps(rollouts: int, device: str) -> list[Row]:
+    """Steps per second of both, and where the time goes.
+
+    :param rollouts: of the default size, after a first one that is not counted.
+    :param device: of the networks.
+    """
+    config = TrainConfig(device=device)
+    fields = {name: getattr(ORIGINAL, name) for name in ("layers", "view_weights", "depth", "decoded_views")}
+    plain = dataclasses.replace(config, encoder=EncoderConfig(precision="float32", **fields))
+    naive = timed_training(plain, naive_env(config.env, config.image_size, config.envs), 1, original=True)
+    ours = timed_training(config, make_training_env(config), rollouts)
+    return [
+        {"what": what, "steps_per_second": speed, "times_first": speed / naive[0], "shares": shares}
+        for what, (speed, shares) in {NAIVE: naive, "ours": ours}.items()
+    ]
+
+
+def timed_training(
+    config: TrainConfig, env: VecEnv, rollouts: int, original: bool = False
+) -> tuple[float, dict[str, float]]:
+    """Train for some rollouts.
+
+    :param config: of the run; its warm-up, which costs the same per gradient step, is left out.
+    :param env: its environments; closed at the end.
+    :param rollouts: that are timed.
+    :param original: compute the network as the original does.
+    :return: environment steps per second, and the share of each stage.
+    """
+    try:
+        model = build_model(config, env, Scene.of(env))
+        if original:
+            use_original_formulation(model.policy.features_extractor.encoder, model.policy.decoder)
+        steps = config.ppo.envs * config.ppo.steps
+        _learn(model, config, steps)  # the first rollout pays for what is made once
+        stages = watched(model)
+        started = time.perf_counter()
+        with stages.counted(REST):
+            _learn(model, config, rollouts * steps)
+        taken = time.perf_counter() - started
+        stages.stop()
+        return rollouts * steps / taken, stages.shares()
+    finally:
+        env.close()
+
+
+def _learn(model: BaseAlgorithm, config: TrainConfig, steps: int) -> None:
+    model.set_logger(Logger(None, []))
+    auxiliary = dataclasses.replace(config.auxiliary, warmup_frames=0, warmup_steps=0)
+    model.learn(steps, callback=AuxiliaryCallback(auxiliary), reset_num_timesteps=False)

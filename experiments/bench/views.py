@@ -1,0 +1,194 @@
+"""Views per second: ours against Gymnasium's and MuJoCo's own renderers, once per camera."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from agents.vec_env import make_vec_env
+from envs import registry
+from envs.multiview import MultiViewObservation
+from envs.renderers import make_renderer
+from envs.visual_model import VisualModel
+from experiments.bench.scenes import BenchScene, ring
+from experiments.bench.timing import race
+from experiments.building import cores
+
+Row = dict[str, Any]
+Draw = Callable[[], Sequence[np.ndarray]]
+DEFAULTS = "Gymnasium's MujocoRenderer at its defaults"
+
+
+def renderers(scene: BenchScene, seconds: float) -> list[Row]:
+    """Views per second of every way to render a scene, on one core and in turns.
+
+    :param scene: what to look at.
+    :param seconds: for each of them.
+    """
+    with contextlib.ExitStack() as stack:
+        ways = {name: stack.enter_context(way) for name, way in _ways(scene).items()}
+        require_same_views({name: draw() for name, draw in ways.items()})
+        times = race(ways, seconds)
+    views = len(scene.cameras)
+    return [
+        {
+            "scene": scene.name,
+            "what": name,
+            "milliseconds": 1e3 * taken,
+            "views_per_second": views / taken,
+            "times_defaults": times[DEFAULTS] / taken,
+        }
+        for name, taken in times.items()
+    ]
+
+
+def require_same_views(images: Mapping[str, Sequence[np.ndarray]], most: float = 12.0) -> None:
+    """Refuse to time renderers that do not show the same.
+
+    :param images: views by the name of what drew them; the first is what the others are compared with.
+    :param most: mean absolute difference, of 255, that is allowed: shadows and other rays cost some.
+    :raises RuntimeError: naming the first that shows something else.
+    """
+    first, *_ = images.values()
+    for name, views in images.items():
+        difference = np.abs(np.stack(views).astype(int) - np.stack(first)).mean()
+        if difference > most:
+            raise RuntimeError(f"{name} does not show what {DEFAULTS} shows: mean difference {difference:.1f} of 255")
+
+
+def _ways(scene: BenchScene) -> dict[str, contextlib.AbstractContextManager[Draw]]:
+    found = {
+        DEFAULTS: gymnasium_renderer(scene),
+        "mujoco.Renderer at its defaults": mujoco_renderer(scene, light=False),
+        "mujoco.Renderer without multisampling, shadows, reflections": mujoco_renderer(scene, light=True),
+        "ours, gl, full quality": ours(scene, "gl", "full"),
+        "ours, gl": ours(scene, "gl", "light"),
+    }
+    if importlib.util.find_spec("mujoco_warp") is not None:
+        found["ours, warp (ray tracer, no OpenGL)"] = ours(scene, "warp", "light")
+    return found
+
+
+def plain_model(scene: BenchScene) -> tuple[mujoco.MjModel, mujoco.MjData, list[int]]:
+    """The task's model as its file says, with the cameras in it, at the environment's state; and the cameras' ids."""
+    visual = VisualModel(scene.env.unwrapped.fullpath, scene.env.unwrapped.model, scene.cameras, quality="full")
+    visual.sync(scene.env.unwrapped.model, scene.env.unwrapped.data)
+    return visual.model, visual.data, [int(camera) for camera in visual.camera_ids]
+
+
+@contextlib.contextmanager
+def gymnasium_renderer(scene: BenchScene) -> Iterator[Draw]:
+    """What Gymnasium's MuJoCo environments render with, told to look through one camera after the other."""
+    from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+
+    model, data, cameras = plain_model(scene)
+    renderer = MujocoRenderer(model, data, width=scene.pixels, height=scene.pixels, camera_id=cameras[0])
+
+    def draw() -> list[np.ndarray]:
+        if renderer.viewer is not None:
+            renderer.viewer.make_context_current()  # other renderers of this process may have been used
+        images = []
+        for renderer.camera_id in cameras:
+            images.append(renderer.render("rgb_array"))
+        return images
+
+    yield draw  # not closed: that breaks the OpenGL contexts of renderers that are made later
+
+
+@contextlib.contextmanager
+def mujoco_renderer(scene: BenchScene, light: bool) -> Iterator[Draw]:
+    """MuJoCo's Python renderer, one for all cameras."""
+    model, data, cameras = plain_model(scene)
+    if light:
+        model.vis.quality.offsamples = 0
+    renderer = mujoco.Renderer(model, scene.pixels, scene.pixels)
+    if light:
+        for effect in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            renderer.scene.flags[effect] = False
+
+    def draw() -> list[np.ndarray]:
+        images = []
+        for camera in cameras:
+            renderer.update_scene(data, camera)
+            images.append(renderer.render())
+        return images
+
+    yield draw
+    renderer.close()
+
+
+@contextlib.contextmanager
+def ours(scene: BenchScene, backend: str, quality: str) -> Iterator[Draw]:
+    """What an observation costs: state taken over, all views rendered."""
+    base = scene.env.unwrapped
+    visual, renderer = VisualModel(base.fullpath, base.model, scene.cameras, quality=quality), make_renderer(backend)
+
+    def draw() -> np.ndarray:
+        visual.sync(base.model, base.data)
+        return renderer.render(visual, scene.pixels, scene.pixels)
+
+    yield draw
+    renderer.close()
+
+
+def workers(seconds: float, counts: Sequence[int] = (1, 2), envs: int = 8, pixels: int = 64) -> list[Row]:
+    """Views per second of worker processes that step and render ``reach-multiview``, in turns.
+
+    :param seconds: for each number of workers.
+    :param counts: numbers of workers.
+    :param envs: environments that they share.
+    :param pixels: height and width of a view.
+    """
+    from agents.workers import WorkerVecEnv
+
+    make = functools.partial(registry.make, "reach-multiview", height=pixels, width=pixels)
+    pools = {f"{count} worker{'s' * (count > 1)}": WorkerVecEnv([make] * envs, count) for count in counts}
+    try:
+        times = race({name: _stepping(pool) for name, pool in pools.items()}, seconds)
+    finally:
+        for pool in pools.values():
+            pool.close()
+    first = next(iter(times.values()))
+    return [
+        {"what": name, "views_per_second": 3 * envs / taken, "times_first": first / taken}
+        for name, taken in times.items()
+    ]
+
+
+def growth(seconds: float) -> list[Row]:
+    """Environment steps per second by number of views, size and environments, everything else as in training."""
+    varied = {"views": (1, 2, 3, 6), "pixels": (64, 84, 128), "environments": (1, 2, 4, 8, 16)}
+    return [
+        {"varied": what, "value": value, "steps_per_second": _steps_per_second(seconds, **{what: value})}
+        for what, values in varied.items()
+        for value in values
+    ]
+
+
+def ring_env(views: int, pixels: int) -> MultiViewObservation:
+    """``reach-multiview`` from cameras on a circle."""
+    from envs.tasks.reach import ReachEnv
+
+    return MultiViewObservation(
+        ReachEnv(), ring(views), height=pixels, width=pixels, workspace=ReachEnv.workspace, movable=ReachEnv.movable
+    )
+
+
+def _steps_per_second(seconds: float, views: int = 3, pixels: int = 64, environments: int = 8) -> float:
+    env = make_vec_env([functools.partial(ring_env, views, pixels)] * environments, workers=cores())
+    try:
+        return environments / race({"step": _stepping(env)}, seconds)["step"]
+    finally:
+        env.close()
+
+
+def _stepping(env: Any) -> Callable[[], object]:
+    env.reset()
+    actions = np.zeros((env.num_envs, *env.action_space.shape), np.float32)
+    return lambda: env.step(actions)
