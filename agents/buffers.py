@@ -1,11 +1,15 @@
-"""Frames for the unsupervised steps, kept as the environment gave them."""
+"""Frames for the unsupervised steps, and rollouts, kept as the environment gave them: on the host or on a device."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from stable_baselines3.common.buffers import DictRolloutBuffer
 
-Frames = dict[str, np.ndarray]
+Frames = dict[str, Any]
+"""Arrays, or tensors where views are rendered on a device, (N, ...) by name."""
 
 
 class FrameBuffer:
@@ -35,7 +39,9 @@ class FrameBuffer:
         for key in self.keys:
             values = observations[key]
             if key not in self.stored:
-                self.stored[key] = np.zeros((self.capacity, *values.shape[1:]), values.dtype)
+                shape = (self.capacity, *values.shape[1:])
+                on_device = isinstance(values, torch.Tensor)
+                self.stored[key] = values.new_zeros(shape) if on_device else np.zeros(shape, values.dtype)
             self.stored[key][places] = values
         self.added += count
 
@@ -62,3 +68,41 @@ def to_tensors(frames: Frames, device: torch.device | str) -> dict[str, torch.Te
     :param device: where the tensors go.
     """
     return {key: torch.as_tensor(value, device=device) for key, value in frames.items()}
+
+
+class DeviceRolloutBuffer(DictRolloutBuffer):
+    """SB3's rollout buffer for observations of which some are tensors on a device: those stay there.
+
+    Everything else, and every number that is handed out, is as in SB3's own.
+    """
+
+    def reset(self) -> None:
+        """Forget the rollout; the tensors' memory is kept for the next one."""
+        super().reset()
+        self._tensors: dict[str, torch.Tensor] = getattr(self, "_tensors", {})
+        self._show_tensors()
+
+    def add(self, obs: Frames, *rest: Any) -> None:
+        """Add a step of all environments.
+
+        :param obs: (n_envs, ...) arrays or tensors by name.
+        :param rest: as in SB3's buffer.
+        """
+        for key, values in obs.items():
+            if isinstance(values, torch.Tensor):
+                if key not in self._tensors:
+                    self._tensors[key] = values.new_zeros((self.buffer_size, self.n_envs, *values.shape[1:]))
+                self._tensors[key][self.pos] = values
+        everything = self.observations
+        self.observations = {key: stored for key, stored in everything.items() if key not in self._tensors}
+        super().add(obs, *rest)
+        self.observations = everything
+        self._show_tensors()
+
+    def to_torch(self, array: Any, copy: bool = True) -> torch.Tensor:
+        """Hand tensors on as they are."""
+        return array if isinstance(array, torch.Tensor) else super().to_torch(array, copy)
+
+    def _show_tensors(self) -> None:
+        """Have SB3's own methods find the tensors; they flatten what they find, so the whole ones are kept apart."""
+        self.observations |= self._tensors

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -90,6 +91,8 @@ def require_finite(what: str, values: np.ndarray | dict[str, np.ndarray]) -> Any
     :raises NonFiniteError: naming entry and environment.
     """
     for name, array in values.items() if isinstance(values, dict) else [(None, values)]:
+        if isinstance(array, torch.Tensor):  # views on a device, which are bytes
+            continue
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
             label = what if name is None else f"{what} '{name}'"
@@ -108,6 +111,15 @@ def make_vec_env(constructors: Sequence[Callable[[], gym.Env]], seed: int | None
     """
     workers = min(workers, len(constructors))
     inner = WorkerVecEnv(constructors, workers) if workers > 1 else DummyVecEnv(list(constructors))
+    return watched_over(inner, seed)
+
+
+def watched_over(inner: VecEnv, seed: int | None = None) -> VecEnv:
+    """Environments whose episodes are recorded and whose numbers are checked.
+
+    :param inner: the environments.
+    :param seed: as in :func:`make_vec_env`.
+    """
     venv = CheckFinite(VecMonitor(inner, info_keywords=("is_success",)))
     if seed is not None:
         venv.seed(seed)

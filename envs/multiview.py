@@ -74,6 +74,7 @@ class MultiViewObservation(gym.Wrapper):
         )
         self._renderer = make_renderer(renderer)
         self._background: np.ndarray | None = None
+        self.images_are_deferred = False
         self._actuated = None if hasattr(base, "proprio") else _actuated_joints(base.model)
         self._defines_success = bool(getattr(base, "defines_success", False))
         self._visual.sync(base.model, base.data)
@@ -167,6 +168,13 @@ class MultiViewObservation(gym.Wrapper):
             raise UserError(f"{type(self.unwrapped).__name__} has no scripted policy")
         return script()
 
+    def synced_visual(self) -> VisualModel:
+        """The visual model at the present state, for who renders several environments together.
+
+        Set ``images_are_deferred`` to leave the images out of the observations; they are to be added by that one.
+        """
+        return self._synced()
+
     def _synced(self) -> VisualModel:
         self._visual.sync(self.unwrapped.model, self.unwrapped.data)
         return self._visual
@@ -174,7 +182,10 @@ class MultiViewObservation(gym.Wrapper):
     def _observation(self, state: Any) -> dict[str, np.ndarray]:
         observation = {}
         if "images" in self._observe:
-            observation["images"] = self.render_views()
+            if self.images_are_deferred:
+                self._synced()
+            else:
+                observation["images"] = self.render_views()
             if "camera_poses" in self.observation_space.spaces:
                 observation["camera_poses"] = self._visual.poses().astype(np.float32)
         if "proprio" in self._observe:

@@ -12,6 +12,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.batch_env import renders_on_device
+from agents.buffers import DeviceRolloutBuffer
 from agents.policies import require_action_space
 from agents.replay import FrameReplayBuffer, replay_bytes, require_replay_fits
 from agents.scene import Scene
@@ -110,6 +112,7 @@ def _build_ppo(config: TrainConfig, shared: dict[str, Any]) -> PPO:
         vf_coef=ppo.value,
         max_grad_norm=math.inf,  # gradients are clipped by group, in the callbacks
         target_kl=ppo.target_kl or None,
+        rollout_buffer_class=DeviceRolloutBuffer if renders_on_device(shared["env"]) else None,
     )
 
 

@@ -10,10 +10,12 @@ import gymnasium as gym
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.batch_env import BatchVecEnv
 from agents.scene import Scene
-from agents.vec_env import NormalizeReward, make_vec_env
+from agents.vec_env import NormalizeReward, make_vec_env, watched_over
 from envs import registry
 from envs.errors import UserError
+from envs.renderers import chosen_backend
 from experiments.config import RunConfig, TrainConfig
 from experiments.runs import Checkpoint, Run
 
@@ -59,10 +61,27 @@ def workers(config: RunConfig) -> int:
 
 def make_training_env(config: TrainConfig) -> VecEnv:
     """The run's environments side by side, seeded, rewards normalised if asked for."""
-    env = make_vec_env([constructor(config)] * config.envs, workers=workers(config))
+    env = side_by_side(config, config.envs)
     # A replay would mix rewards of different scales.
     normalize = config.algorithm == "ppo" and config.ppo.normalize_reward
     return NormalizeReward(env, config.ppo.gamma) if normalize else env
+
+
+def side_by_side(config: RunConfig, count: int) -> VecEnv:
+    """Environments of a run: in worker processes where OpenGL draws, in one process where the ray tracer does.
+
+    The ray tracer draws all of them in one launch, on a GPU without the images ever leaving it.
+
+    :param config: of the run.
+    :param count: how many.
+    """
+    makers = [constructor(config)] * count
+    if config.encoder.kind == "state" or chosen_backend(config.render.backend) != "warp":
+        return make_vec_env(makers, workers=workers(config))
+    device = choose_device(config.device)
+    # The replay of SAC and TQC lies on the host.
+    stay = device.startswith("cuda") and getattr(config, "algorithm", "ppo") == "ppo"
+    return watched_over(BatchVecEnv(makers, "warp", device if stay else None, workers(config)))
 
 
 def choose_device(name: str) -> str:

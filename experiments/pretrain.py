@@ -26,9 +26,8 @@ from agents.policies import KeypointPolicy
 from agents.scene import Scene
 from agents.seam import NonFiniteError
 from agents.unsupervised import UnsupervisedTrainer
-from agents.vec_env import make_vec_env
 from envs.errors import UserError
-from experiments.building import SEEDS_PER_RUN, choose_device, constructor, use_threads, workers
+from experiments.building import SEEDS_PER_RUN, choose_device, side_by_side, use_threads
 from experiments.cli import parse, run_main
 from experiments.config import LogConfig, PretrainConfig
 from experiments.episodes import Actors
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(PretrainConfig, argv)
     use_threads(config.threads)
     path = Run.new_path(config)
-    with contextlib.closing(make_vec_env([constructor(config)] * ENVS, workers=workers(config))) as env:
+    with contextlib.closing(side_by_side(config, ENVS)) as env:
         scene = Scene.of(env)
         trainer = build_trainer(config, env, scene)
         describe(config, env, scene, trainer)

@@ -6,6 +6,7 @@ environment can be built, pickled and sent to a worker process without any OpenG
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,9 @@ class Renderer(Protocol):
     def render(self, visual: VisualModel, height: int, width: int) -> np.ndarray:
         """(V, height, width, 3) uint8: what each camera sees."""
 
+    def render_many(self, visuals: Sequence[VisualModel], height: int, width: int) -> np.ndarray:
+        """(N, V, height, width, 3) uint8: the same for N synced models that are equal but for their state."""
+
     def segment(self, visual: VisualModel, height: int, width: int) -> np.ndarray:
         """(V, height, width) int32: the geom id that each pixel shows, -1 for none."""
 
@@ -31,10 +35,12 @@ class Renderer(Protocol):
         """Free what was allocated; calling it again, or rendering again afterwards, is allowed."""
 
 
-def make_renderer(kind: str = "auto") -> Renderer:
+def make_renderer(kind: str = "auto", device: str | None = None, threads: int = 1) -> Renderer:
     """Make a renderer; it allocates nothing before its first image.
 
     :param kind: "gl", "warp", or "auto": gl where OpenGL can be had, else warp where it is installed.
+    :param device: of warp: "cpu", "cuda" or "cuda:0"; None takes Warp's own choice.
+    :param threads: of warp on a CPU, for several worlds.
     :raises UserError: for an unknown kind.
     """
     if kind == "gl":
@@ -44,12 +50,24 @@ def make_renderer(kind: str = "auto") -> Renderer:
     if kind == "warp":
         from envs.renderers.warp import WarpRenderer
 
-        return WarpRenderer()
+        return WarpRenderer(device, threads)
     if kind == "auto":
         from envs.renderers.auto import AutoRenderer
 
         return AutoRenderer()
     raise unknown("renderer", kind, RENDERERS)
+
+
+def chosen_backend(kind: str) -> str:
+    """The backend that a kind of renderer stands for on this machine: "auto" is gl where OpenGL can be had.
+
+    This opens OpenGL in the calling process.
+
+    :param kind: one of :data:`RENDERERS`.
+    :raises UserError: for an unknown kind, or "auto" where there is neither.
+    """
+    renderer = make_renderer(kind)
+    return renderer.choose().name if kind == "auto" else renderer.name  # type: ignore[attr-defined]
 
 
 def gl_info() -> dict[str, str | bool]:

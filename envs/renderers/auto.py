@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,15 @@ class AutoRenderer:
 
         :raises NoOpenGL: where neither OpenGL nor warp can be had.
         """
-        return self._choose().render(visual, height, width)
+        return self.choose().render(visual, height, width)
+
+    def render_many(self, visuals: Sequence[VisualModel], height: int, width: int) -> np.ndarray:
+        """See :meth:`envs.renderers.Renderer.render_many`."""
+        return self.choose().render_many(visuals, height, width)
 
     def segment(self, visual: VisualModel, height: int, width: int) -> np.ndarray:
         """See :meth:`envs.renderers.Renderer.segment`."""
-        return self._choose().segment(visual, height, width)
+        return self.choose().segment(visual, height, width)
 
     def close(self) -> None:
         """Free what was allocated. Idempotent."""
@@ -40,7 +45,11 @@ class AutoRenderer:
     def __getstate__(self) -> dict[str, Any]:
         return {"_chosen": None}  # the process that unpickles this may have another choice
 
-    def _choose(self) -> Any:
+    def choose(self) -> Any:
+        """The renderer that is taken here.
+
+        :raises NoOpenGL: where neither OpenGL nor warp can be had.
+        """
         if self._chosen is None:
             from envs.renderers import gl, opengl
 

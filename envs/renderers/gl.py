@@ -10,7 +10,7 @@ import atexit
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mujoco
@@ -42,6 +42,10 @@ class GLRenderer:
         :raises NoOpenGL: where OpenGL cannot be had.
         """
         return self._shared_scene(visual).draw(visual, height, width)
+
+    def render_many(self, visuals: Sequence[VisualModel], height: int, width: int) -> np.ndarray:
+        """See :meth:`envs.renderers.Renderer.render_many`: one after the other."""
+        return np.stack([self.render(visual, height, width) for visual in visuals])
 
     def segment(self, visual: VisualModel, height: int, width: int) -> np.ndarray:
         """See :meth:`envs.renderers.Renderer.segment`."""

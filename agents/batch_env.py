@@ -1,0 +1,148 @@
+"""Environments whose views are rendered together: N worlds, all cameras, one launch of the ray tracer.
+
+Physics runs in MuJoCo, one world after the other; rendering is what takes the time. On a GPU the images never leave it
+before the encoder has seen them: they are handed out as torch tensors, and the buffers that go with them
+(:class:`agents.buffers.DeviceRolloutBuffer`) keep them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from envs.errors import UserError
+from envs.multiview import MultiViewObservation
+from envs.renderers import make_renderer
+
+
+class BatchVecEnv(VecEnv):
+    """Environments in one process that share one renderer call for each step.
+
+    :param constructors: of :class:`~envs.multiview.MultiViewObservation` environments of one kind that observe images.
+    :param backend: "warp" traces all worlds in one launch; "gl" draws them one after the other.
+    :param device: None hands out numpy arrays; a torch device hands out images as tensors on it.
+    :param threads: on a CPU, threads that trace.
+    :raises UserError: for environments of another kind.
+    """
+
+    def __init__(
+        self,
+        constructors: Sequence[Callable[[], gym.Env]],
+        backend: str = "warp",
+        device: str | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.envs = [make() for make in constructors]
+        for env in self.envs:
+            if not isinstance(env, MultiViewObservation) or "images" not in env.observation_space.spaces:
+                raise UserError(f"only environments that observe images can be rendered together, not {env}")
+            env.images_are_deferred = True
+        super().__init__(len(self.envs), self.envs[0].observation_space, self.envs[0].action_space)
+        self.device = device
+        on_gpu = device is not None and torch.device(device).type == "cuda"
+        self.renderer = make_renderer(backend, device if on_gpu else "cpu", threads)
+        _, self.height, self.width, _ = self.observation_space["images"].shape
+        self._actions = np.zeros(0)
+
+    def reset(self) -> VecEnvObs:
+        """Start all episodes anew."""
+        found = []
+        for row, env in enumerate(self.envs):
+            options = {"options": self._options[row]} if self._options[row] else {}
+            observation, self.reset_infos[row] = env.reset(seed=self._seeds[row], **options)
+            found.append(observation)
+        self._reset_seeds()
+        self._reset_options()
+        return self._with_images(found)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step all worlds, then render them together; twice where episodes ended, whose last views are needed too."""
+        steps = [env.step(action) for env, action in zip(self.envs, self._actions, strict=True)]
+        found, rewards, terminated, truncated, infos = (list(part) for part in zip(*steps, strict=True))
+        ended = np.logical_or(terminated, truncated)
+        for row, info in enumerate(infos):
+            infos[row] = info | {"TimeLimit.truncated": bool(truncated[row] and not terminated[row])}
+        observations = self._with_images(found)
+        if ended.any():
+            for row in np.flatnonzero(ended):
+                last = {key: _to_numpy(values[row]) for key, values in observations.items()}
+                infos[row]["terminal_observation"] = last
+                found[row], self.reset_infos[row] = self.envs[row].reset()
+            observations = self._with_images(found)
+        return observations, np.array(rewards, np.float32), ended, deepcopy(infos)
+
+    def close(self) -> None:
+        """Free renderer and environments. Idempotent."""
+        self.renderer.close()
+        for env in self.envs:
+            env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of some environments."""
+        return [env.get_wrapper_attr(attr_name) for env in self._chosen(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of some environments."""
+        for env in self._chosen(indices):
+            env.set_wrapper_attr(attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of some environments."""
+        return [env.get_wrapper_attr(method_name)(*method_args, **method_kwargs) for env in self._chosen(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Whether environments are wrapped in a class."""
+        from stable_baselines3.common.env_util import is_wrapped
+
+        return [is_wrapped(env, wrapper_class) for env in self._chosen(indices)]
+
+    def _chosen(self, indices: VecEnvIndices) -> list[gym.Env]:
+        return [self.envs[row] for row in self._get_indices(indices)]
+
+    def _with_images(self, observations: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
+        """Stack what the environments say and add the views of their present states."""
+        found = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+        visuals = [env.synced_visual() for env in self.envs]
+        return found | {"images": self._render(visuals)}
+
+    def _render(self, visuals: Sequence[Any]) -> np.ndarray | torch.Tensor:
+        if self.device is None:
+            return self.renderer.render_many(visuals, self.height, self.width)
+        if not hasattr(self.renderer, "trace"):
+            return torch.as_tensor(self.renderer.render_many(visuals, self.height, self.width)).to(self.device)
+        return torch.cat([unpacked(scene) for scene in self.renderer.trace(visuals, self.height, self.width)])
+
+
+def renders_on_device(env: VecEnv) -> bool:
+    """Whether an environment hands out its views as tensors.
+
+    :param env: wrapped or not.
+    """
+    inner = env.unwrapped
+    return isinstance(inner, BatchVecEnv) and inner.device is not None
+
+
+def unpacked(scene: Any) -> torch.Tensor:
+    """Views that were traced, (N, V, height, width, 3) uint8 on the device where they were traced.
+
+    :param scene: what :meth:`envs.renderers.warp.WarpRenderer.trace` gave.
+    """
+    packed = torch.from_dlpack(scene.packed()).view(torch.int32).view(scene.shape)
+    return torch.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], dim=-1).to(torch.uint8)
+
+
+def _to_numpy(values: Any) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.array(values)
