@@ -19,10 +19,10 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
-from envs.simplify import FACES, Mesh, simplify
+from envs.simplify import FACES, SETTINGS, Mesh, simplify
 
 VERSION = 1
-"""Part of the cache's keys: raise it where the same mesh would come out differently."""
+"""Part of the cache's keys: raise it where the code makes something else of the same mesh."""
 _ARRAYS = ("vertices", "faces", "normals", "coordinates")
 
 
@@ -73,8 +73,10 @@ def write_mesh(model: mujoco.MjModel, mesh_id: int, mesh: Mesh) -> None:
     :raises ValueError: where it has more vertices, faces or corners than there is room for.
     """
     textured = model.mesh_texcoordadr[mesh_id] >= 0
-    normals, corner_normals = _shared(mesh.normals, 0.02)
-    normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-12)
+    for distance in (0.02, 0.1, 0.3):  # as exactly as there is room for
+        normals, corner_normals = _shared(mesh.normals, distance)
+        if len(normals) <= model.mesh_normalnum[mesh_id]:
+            break
     coordinates, corner_coordinates = _shared(mesh.coordinates, 1e-4) if textured else (np.zeros((0, 2)), None)
     fields = (
         ("vertices", mesh.vertices, model.mesh_vert, model.mesh_vertadr, model.mesh_vertnum),
@@ -111,7 +113,7 @@ def _cached(mesh: Mesh) -> Mesh:
 
 
 def _key(mesh: Mesh) -> str:
-    made_by = f"{VERSION} {importlib.metadata.version('fast-simplification')}"
+    made_by = f"{VERSION} {SETTINGS} {importlib.metadata.version('fast-simplification')}"
     digest = hashlib.blake2b(made_by.encode(), digest_size=16)
     for name in _ARRAYS:
         values = np.ascontiguousarray(getattr(mesh, name))

@@ -8,7 +8,6 @@ wrapped around all of it, and what looks most like the whole mesh from all sides
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +16,19 @@ from scipy.spatial import cKDTree
 
 FACES = (250, 400, 650, 1000, 1500, 2500)
 """Numbers of faces that are tried, the first that is good enough is taken."""
-TOLERANCE = 0.08
-"""Difference in look that is good enough: about a twelfth of what is seen may be off by :data:`LOOK_DEPTH`."""
+TOLERANCE = 0.05
+"""Difference in look that is good enough: a twentieth of what is seen may be off by :data:`LOOK_DEPTH`."""
 WELDS = (0.01, 0.02, 0.03)
 """Distances, relative to a mesh's largest side, at which vertices are welded."""
 SHELL_CELLS = 20
 """Cells along the largest side of the grid that a shell is wrapped around."""
 LOOK_PIXELS = 48
 """Pixels per side of the depth images in which meshes are compared."""
-LOOK_DEPTH = 0.15
+LOOK_DEPTH = 0.3
 """Difference in depth, relative to the largest side, that counts as much as a hole."""
+
+SETTINGS = (FACES, TOLERANCE, WELDS, SHELL_CELLS, LOOK_PIXELS, LOOK_DEPTH)
+"""All that decides what comes out, for who keeps it."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ def simplify(mesh: Mesh, tolerance: float = TOLERANCE) -> Mesh:
     if not np.isfinite(size) or size <= 0.0:
         raise ValueError("it has no extent")
     wanted = _looks((mesh.vertices, mesh.faces), centre, size)
+    repaired = _repaired((mesh.vertices, mesh.faces), size)
     for faces in FACES:
         if faces > 0.5 * len(mesh.faces):
             break
-        found = [surface for surface in _repaired(mesh, size, faces) if 4 <= len(surface[1]) <= faces]
+        reduced = (_reduce(surface, faces) for surface in repaired)
+        found = [surface for surface in reduced if 4 <= len(surface[1]) <= faces]
         errors = [_difference(wanted, _looks(surface, centre, size)) for surface in found]
         if errors and min(errors) <= tolerance:
             vertices, kept = found[int(np.argmin(errors))]
@@ -75,11 +79,9 @@ def simplify(mesh: Mesh, tolerance: float = TOLERANCE) -> Mesh:
     return mesh
 
 
-def _repaired(mesh: Mesh, size: float, faces: int) -> Iterator[Surface]:
-    """Simplified surfaces to choose from."""
-    for distance in WELDS:
-        yield _reduce(_weld((mesh.vertices, mesh.faces), distance * size), faces)
-    yield _reduce(_wrap((mesh.vertices, mesh.faces), size / SHELL_CELLS), faces)
+def _repaired(surface: Surface, size: float) -> list[Surface]:
+    """The surface with its tears closed in several ways."""
+    return [*(_weld(surface, distance * size) for distance in WELDS), _wrap(surface, size / SHELL_CELLS)]
 
 
 def _reduce(surface: Surface, faces: int) -> Surface:

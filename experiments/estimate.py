@@ -13,11 +13,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.buffers import to_tensors
 from agents.vec_env import require_finite
-from experiments.building import make_env
+from experiments.building import make_env, workers
 from experiments.config import TrainConfig
 from experiments.evaluation import stack
 
 MEGABYTE = 2**20
+WORKER_MEMORY = 100 * MEGABYTE
+"""Of a worker process: about what `make bench` measures."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,14 @@ def estimate(config: TrainConfig, model: BaseAlgorithm, folder: Path) -> Estimat
         update = _time_update(config, model, observation)
     updates = _updates(config)
     evaluated = _times(config, config.log.evaluate_every) * config.log.evaluation_episodes * horizon
-    seconds = (config.total_steps + evaluated) * act + updates * update
+    beside = min(workers(config), config.envs)
+    seconds = (config.total_steps / beside + evaluated) * act + updates * update
     frame = sum(value.nbytes for value in observation.values()) / len(next(iter(observation.values())))
     frames = _frames_kept(config)
     weights = 4 * sum(parameter.numel() for parameter in model.policy.parameters())
     return Estimate(
         seconds,
-        int(resident_memory() + frames * frame + 4 * weights),
+        int(resident_memory() + frames * frame + 4 * weights + (beside > 1) * beside * WORKER_MEMORY),
         int(_times(config, config.log.checkpoint_every) * 3 * weights + 2 * MEGABYTE),
         shutil.disk_usage(folder).free,
     )

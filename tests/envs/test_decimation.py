@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs import decimation, simplify
+from envs import decimation, simplify, visual_model
 from envs.cameras import CameraSpec
 from envs.decimation import cache_folder, decimate_meshes, read_mesh
 from envs.registry import env_ids, make
@@ -217,3 +217,22 @@ def test_registered_tasks_look_the_same_in_both_qualities(env_id, require_render
         difference, ious = compare(full._synced(), light._synced(), GLRenderer)
         assert ious.min() >= 0.9 and len(ious) >= 12
         assert difference <= 4, "shadows and multisampling are all that differ"
+
+
+def test_a_robots_meshes_look_the_same_in_metaworlds_hammer_scene(require_renderer):
+    require_renderer("gl")
+    pytest.importorskip("metaworld")
+    from envs.renderers.gl import GLRenderer
+    from experiments.bench.scenes import hammer
+
+    scene = hammer()
+    base = scene.env.unwrapped
+    light = VisualModel(base.fullpath, base.model, scene.cameras)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(visual_model, "decimate_meshes", lambda model: None)
+        whole = VisualModel(base.fullpath, base.model, scene.cameras)
+    assert whole.model.mesh_facenum.sum() > 60_000 > 12_000 > light.model.mesh_facenum.sum()
+    for visual in (whole, light):
+        visual.sync(base.model, base.data)
+    difference, ious = compare(whole, light, GLRenderer)
+    assert difference <= 1.0 and ious.min() >= 0.9 and len(ious) > 30

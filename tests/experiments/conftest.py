@@ -15,12 +15,12 @@ TINY = (
     "--encoder.keypoints 4 --encoder.width 4 --encoder.decoder-width 8 --auxiliary.warmup-frames 32 "
     "--auxiliary.warmup-steps 2 --auxiliary.steps-per-rollout 0 "
     "--log.evaluation-episodes 2 --log.evaluate-every 100 --log.checkpoint-every 100 "
-    "--log.picture-every 100 --log.wandb off --threads 1"
+    "--log.picture-every 100 --log.wandb off --threads 1 --render.workers 1"
 ).split()
 
 TINY_PRETRAIN = (
     "--frames 64 --steps 6 --batch-size 4 --log-every 3 --picture-every 4 --image-size 32 --threads 1 "
-    "--encoder.keypoints 4 --encoder.width 4 --encoder.decoder-width 8"
+    "--encoder.keypoints 4 --encoder.width 4 --encoder.decoder-width 8 --render.workers 1"
 ).split()
 
 

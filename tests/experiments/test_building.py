@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import platform
+import subprocess
+import sys
 
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from agents.batch_env import BatchVecEnv
 from agents.callbacks import AuxiliaryConfig
 from agents.scene import Scene
 from agents.vec_env import NormalizeReward
+from agents.workers import WorkerVecEnv
+from experiments import building
 from experiments.algorithms import build_model
 from experiments.building import make_training_env
-from experiments.config import EncoderConfig, PPOConfig, TrainConfig
+from experiments.config import EncoderConfig, PPOConfig, RenderConfig, TrainConfig
 from tests.dotworld import DotEnv, dot_scene
 
 CONFIG = TrainConfig(
@@ -70,4 +76,50 @@ def test_environments_are_as_many_as_asked_for_and_rewards_normalised_if_asked_f
     env = make_training_env(dataclasses.replace(CONFIG, ppo=ppo, image_size=32))
     assert env.num_envs == 3 and isinstance(env, NormalizeReward) == normalize
     assert Scene.of(env).cameras.height == 32
+    env.close()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told so")
+def test_freed_memory_is_kept_for_the_next_gradient_step() -> None:
+    code = """
+import resource, sys, torch
+from experiments.building import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for turn in range(20):
+    if turn == 5:
+        before = faults()
+    x = torch.ones(1 << 18)
+    y = x + 1
+    z = torch.ones(1 << 17)
+    del x, y, z
+print(faults() - before)
+"""
+    count = {
+        how: int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "give back")
+    }
+    assert count["keep"] < 0.5 * count["give back"], count
+
+
+def test_images_are_rendered_by_workers_and_state_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "cores", lambda: 3)
+    for options, expected in (
+        ({}, 3),
+        ({"render": RenderConfig(workers=2)}, 2),
+        ({"encoder": EncoderConfig(kind="state")}, 1),
+    ):
+        assert building.workers(TrainConfig(**options)) == expected
+    small = TrainConfig(image_size=32, render=RenderConfig(workers=2), ppo=PPOConfig(envs=3, steps=8, batch_size=8))
+    env = building.make_training_env(small)
+    assert isinstance(env.unwrapped, WorkerVecEnv) and len(env.unwrapped.workers.pids) == 2
+    env.close()
+
+
+def test_the_ray_tracer_draws_all_environments_together() -> None:
+    pytest.importorskip("mujoco_warp")
+    env = building.make_training_env(TrainConfig(image_size=32, render=RenderConfig(backend="warp", workers=2)))
+    assert isinstance(env.unwrapped, BatchVecEnv) and env.unwrapped.renderer.threads == 2
+    assert env.unwrapped.device is None, "on a CPU the images are arrays"
     env.close()
