@@ -90,10 +90,8 @@ faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for turn in range(20):
     if turn == 5:
         before = faults()
-    x = torch.ones(1 << 18)
-    y = x + 1
-    z = torch.ones(1 << 17)
-    del x, y, z
+    tensors = [torch.ones(5 << 20) for _ in range(4)]
+    del tensors
 print(faults() - before)
 """
     count = {
