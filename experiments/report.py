@@ -263,18 +263,20 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     :param records: of a study.
     :param path: of the picture to write.
     """
-    from matplotlib.figure import Figure  # slow to import, and only needed here
+    from matplotlib import colormaps  # slow to import, and only needed here
+    from matplotlib.figure import Figure
 
     trained = any(record["evaluated_success_at_end"] for record in records)
     names = ["evaluated_success_at_end"] if trained else ["reconstruction_ratio", "view_disagreement_cm"]
     figure = Figure(figsize=(8, 4.5 * len(names)), layout="constrained")
     panels = figure.subplots(len(names), squeeze=False)[:, 0]
+    palette = colormaps["tab20" if len(conditions(records)) > 10 else "tab10"]
     for axes, name in zip(panels, names, strict=True):
         x, y, factor = PANELS[name]
         for number, (condition, group) in enumerate(conditions(records).items()):
             if all(record[name] for record in group):
                 series = [np.array(record[name]) * [1.0, factor] for record in group]
-                _draw_mean(axes, series, f"C{number}" if number < 10 else "0.3", f"{condition} (n = {len(group)})")
+                _draw_mean(axes, series, palette(number % palette.N), f"{condition} (n = {len(group)})")
         axes.set(xlabel=x, ylabel=y)
         axes.set_ylim(bottom=0.0)
         axes.grid(alpha=0.3)
@@ -282,7 +284,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _draw_mean(axes: Any, series: Sequence[np.ndarray], colour: str, label: str) -> None:
+def _draw_mean(axes: Any, series: Sequence[np.ndarray], colour: Any, label: str) -> None:
     """Curves (P, 2) of several seeds, and their mean where all of them have got to."""
     for one in series:
         axes.plot(one[:, 0], one[:, 1], color=colour, alpha=0.25, linewidth=1)
