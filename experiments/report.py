@@ -51,8 +51,7 @@ def write_report(docs: Path, name: str, runs: Sequence[tuple[Any, int, str, Path
     docs.mkdir(exist_ok=True)
     path = docs / f"{name}.json"
     path.write_text(json.dumps({"study": name, "runs": records}, indent=1) + "\n")
-    if any(record["evaluated_success_at_end"] for record in records):
-        draw_curves(records, docs / f"{name}.png")
+    draw_curves(records, docs / f"{name}.png")
     copy_pictures(runs[0][3], docs, name)
     print("\n".join([*success_table(records), "", *probe_table(records)]))
     print(f"written to {path}")
@@ -214,9 +213,9 @@ def sitting_texts(probes: Sequence[dict[str, Any]], body: str) -> list[str]:
 
 
 def mean_text(probes: Sequence[dict[str, Any]], body: str, other: str) -> str:
-    """Mean error of what the keypoints are compared with, or a dash where that was left out."""
-    errors = [probe["probe_error_cm"][body].get(other) for probe in probes]
-    return "–" if None in errors else f"{np.mean(errors):.1f}"
+    """Mean error of what the keypoints are compared with, over the seeds where it was; a dash where it was on none."""
+    errors = [error for probe in probes if (error := probe["probe_error_cm"][body].get(other)) is not None]
+    return f"{np.mean(errors):.1f}" if errors else "–"
 
 
 def spread_text(values: Sequence[float], digits: int = 1) -> str:
@@ -225,30 +224,52 @@ def spread_text(values: Sequence[float], digits: int = 1) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Success over steps: a thin line for each seed, a thick one for the mean of each condition.
+PANELS = {
+    "evaluated_success_at_end": ("environment steps", "success at end, %", 100.0),
+    "reconstruction_ratio": ("gradient steps", "reconstruction error, of the mean image's", 1.0),
+    "view_disagreement_cm": ("gradient steps", "views apart, cm", 1.0),
+}
+"""What is drawn of each kept curve: axes and a factor."""
 
+
+def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Success over steps, or of pretrainings the quality of the keypoints.
+
+    A thin line for each seed, a thick one for the mean of each condition.
+
+    :param records: of a study.
     :param path: of the picture to write.
     """
-    from matplotlib.figure import Figure  # slow to import, and only needed here
+    from matplotlib import colormaps  # slow to import, and only needed here
+    from matplotlib.figure import Figure
 
-    groups = {name: g for name, g in conditions(records).items() if all(r["evaluated_success_at_end"] for r in g)}
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, group) in enumerate(groups.items()):
-        series = [np.array(record["evaluated_success_at_end"]) for record in group]
-        for one in series:
-            axes.plot(one[:, 0], 100 * one[:, 1], color=f"C{number}", alpha=0.25, linewidth=1)
-        last = min(one[-1, 0] for one in series)
-        steps = np.unique(np.concatenate([one[:, 0] for one in series]))
-        steps = steps[steps <= last]
-        mean = np.mean([np.interp(steps, one[:, 0], one[:, 1]) for one in series], 0)
-        axes.plot(steps, 100 * mean, color=f"C{number}", linewidth=2.5, label=f"{name} (n = {len(group)})")
-    axes.set(xlabel="environment steps", ylabel="success at end, %", ylim=(-2, 102))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    trained = any(record["evaluated_success_at_end"] for record in records)
+    names = ["evaluated_success_at_end"] if trained else ["reconstruction_ratio", "view_disagreement_cm"]
+    figure = Figure(figsize=(8, 4.5 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), squeeze=False)[:, 0]
+    palette = colormaps["tab20" if len(conditions(records)) > 10 else "tab10"]
+    for axes, name in zip(panels, names, strict=True):
+        x, y, factor = PANELS[name]
+        for number, (condition, group) in enumerate(conditions(records).items()):
+            if all(record[name] for record in group):
+                series = [np.array(record[name]) * [1.0, factor] for record in group]
+                _draw_mean(axes, series, palette(number % palette.N), f"{condition} (n = {len(group)})")
+        axes.set(xlabel=x, ylabel=y)
+        axes.set_ylim(bottom=0.0)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=110)
 
+
+def _draw_mean(axes: Any, series: Sequence[np.ndarray], colour: Any, label: str) -> None:
+    """Curves (P, 2) of several seeds, and their mean where all of them have got to."""
+    for one in series:
+        axes.plot(one[:, 0], one[:, 1], color=colour, alpha=0.25, linewidth=1)
+    last = min(one[-1, 0] for one in series)
+    steps = np.unique(np.concatenate([one[:, 0] for one in series]))
+    steps = steps[steps <= last]
+    mean = np.mean([np.interp(steps, one[:, 0], one[:, 1]) for one in series], 0)
+    axes.plot(steps, mean, color=colour, linewidth=2.5, label=label)
 
 
 def gradient_table(records: Sequence[dict[str, Any]]) -> list[str]:

@@ -207,6 +207,9 @@ def test_the_probe_table_gives_means_and_extremes() -> None:
     row = report.probe_table([probed(0, 1.0, [3]), probed(1, 2.0, [3, 4])])[-1]
     assert row.startswith("| default | 2 | 1.5 (1.0 to 2.0) | 20.0 / 10.0 / – | 2.0 (2.0 to 2.0) (3.0) | 5 (5 to 5) | ")
     assert row.endswith(" | 2 (1 to 2) |")
+    some = probed(2, 3.0, [])
+    some["probe"]["probe_error_cm"]["ball"]["autoencoder"] = 4.0
+    assert "| 20.0 / 10.0 / 4.0 |" in report.probe_table([probed(0, 1.0, []), some])[-1], "over the seeds that have it"
     assert report.probe_table(RECORDS) == []
     flat = probed(0, 1.0, [])
     for name in ("counted", "on_body", "view_disagreement_cm"):
@@ -224,6 +227,16 @@ def test_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
     points = np.array(found["reconstruction_ratio"])
     assert len(points) == report.POINTS and points[0].tolist() == [1, 1] and points[-1].tolist() == [500, 500]
     assert found["steps"] == 500 and found["minutes"] == 500 and found["evaluated_success_at_end"] == []
+
+
+def test_trainings_are_drawn_by_success_and_pretrainings_by_quality(tmp_path: Path) -> None:
+    report.draw_curves(RECORDS, tmp_path / "trained.png")
+    line = [[0, 1.0], [100, 0.5]]
+    pretrained = {"reconstruction_ratio": line, "view_disagreement_cm": line, "evaluated_success_at_end": []}
+    alone = [{"condition": "default", "seed": seed, **pretrained} for seed in range(2)]
+    report.draw_curves(alone, tmp_path / "alone.png")
+    one, two = (iio.imread(tmp_path / f"{name}.png") for name in ("trained", "alone"))
+    assert two.shape[0] == 2 * one.shape[0] and one.std() > 10 and two[one.shape[0] :].std() > 10
 
 
 def test_pages_are_filled_from_the_data_beside_them(tmp_path: Path) -> None:
