@@ -94,7 +94,7 @@ def equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 def test_one_call_per_gradient_step_carries_the_auxiliary_loss(algorithm: type) -> None:
     model = make_ppo() if algorithm is PPO else make_model(algorithm)
     carried, steps = [], []
-    model.policy.decoder.register_forward_hook(  # quality is measured without gradients
+    model.policy.decoder.views[0].register_forward_hook(  # quality is measured without gradients
         lambda *_: carried.append(1) if torch.is_grad_enabled() else None
     )
     encoder = model.policy.features_extractor.encoder

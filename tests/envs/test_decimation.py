@@ -235,4 +235,5 @@ def test_a_robots_meshes_look_the_same_in_metaworlds_hammer_scene(require_render
     for visual in (whole, light):
         visual.sync(base.model, base.data)
     difference, ious = compare(whole, light, GLRenderer)
-    assert difference <= 1.0 and ious.min() >= 0.9 and len(ious) > 30
+    assert difference <= 1.0 and len(ious) > 30
+    assert ious.mean() >= 0.97 and ious.min() >= 0.85, "a strip of the pedestal is seen, a pixel matters"
