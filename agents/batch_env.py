@@ -2,7 +2,7 @@
 
 Physics runs in MuJoCo, one world after the other; rendering is what takes the time. On a GPU the images never leave it
 before the encoder has seen them: they are handed out as torch tensors, and the buffers that go with them
-(:class:`agents.buffers.DeviceRolloutBuffer`) keep them there.
+(:class:`agents.buffers.DeviceRolloutBuffer`, :class:`agents.replay.FrameReplayBuffer`) keep them there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class BatchVecEnv(VecEnv):
 
     :param constructors: of :class:`~envs.multiview.MultiViewObservation` environments of one kind that observe images.
     :param backend: "warp" traces all worlds in one launch; "gl" draws them one after the other.
-    :param device: None hands out numpy arrays; a torch device hands out images as tensors on it.
+    :param device: where the ray tracer works: "cpu", "cuda" or "cuda:<n>".
+    :param tensors: hand out images as torch tensors on that device, terminal observations too, instead of arrays.
     :param threads: on a CPU, threads that trace.
     :raises UserError: for environments of another kind.
     """
@@ -36,7 +37,8 @@ class BatchVecEnv(VecEnv):
         self,
         constructors: Sequence[Callable[[], gym.Env]],
         backend: str = "warp",
-        device: str | None = None,
+        device: str = "cpu",
+        tensors: bool = False,
         threads: int = 1,
     ) -> None:
         self.envs = [make() for make in constructors]
@@ -45,9 +47,8 @@ class BatchVecEnv(VecEnv):
                 raise UserError(f"only environments that observe images can be rendered together, not {env}")
             env.images_are_deferred = True
         super().__init__(len(self.envs), self.envs[0].observation_space, self.envs[0].action_space)
-        self.device = device
-        on_gpu = device is not None and torch.device(device).type == "cuda"
-        self.renderer = make_renderer(backend, device if on_gpu else "cpu", threads)
+        self.device, self.tensors = device, tensors
+        self.renderer = make_renderer(backend, device, threads)
         _, self.height, self.width, _ = self.observation_space["images"].shape
         self._actions = np.zeros(0)
 
@@ -76,7 +77,7 @@ class BatchVecEnv(VecEnv):
         observations = self._with_images(found)
         if ended.any():
             for row in np.flatnonzero(ended):
-                last = {key: _to_numpy(values[row]) for key, values in observations.items()}
+                last = {key: _copied(values[row]) for key, values in observations.items()}
                 infos[row]["terminal_observation"] = last
                 found[row], self.reset_infos[row] = self.envs[row].reset()
             observations = self._with_images(found)
@@ -103,6 +104,10 @@ class BatchVecEnv(VecEnv):
         """Call a method of some environments."""
         return [env.get_wrapper_attr(method_name)(*method_args, **method_kwargs) for env in self._chosen(indices)]
 
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """A picture of each environment, for videos."""
+        return [env.render() for env in self.envs]
+
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether environments are wrapped in a class."""
         from stable_baselines3.common.env_util import is_wrapped
@@ -119,7 +124,7 @@ class BatchVecEnv(VecEnv):
         return found | {"images": self._render(visuals)}
 
     def _render(self, visuals: Sequence[Any]) -> np.ndarray | torch.Tensor:
-        if self.device is None:
+        if not self.tensors:
             return self.renderer.render_many(visuals, self.height, self.width)
         if not hasattr(self.renderer, "trace"):
             return torch.as_tensor(self.renderer.render_many(visuals, self.height, self.width)).to(self.device)
@@ -132,7 +137,7 @@ def renders_on_device(env: VecEnv) -> bool:
     :param env: wrapped or not.
     """
     inner = env.unwrapped
-    return isinstance(inner, BatchVecEnv) and inner.device is not None
+    return isinstance(inner, BatchVecEnv) and inner.tensors
 
 
 def unpacked(scene: Any) -> torch.Tensor:
@@ -144,5 +149,5 @@ def unpacked(scene: Any) -> torch.Tensor:
     return torch.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], dim=-1).to(torch.uint8)
 
 
-def _to_numpy(values: Any) -> np.ndarray:
-    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.array(values)
+def _copied(values: Any) -> Any:
+    return values.clone() if isinstance(values, torch.Tensor) else np.array(values)

@@ -27,7 +27,7 @@ from stable_baselines3.sac.policies import MultiInputPolicy
 from torch import Tensor, nn
 
 from agents.extractors import Observation, PixelExtractor, ViewExtractor
-from agents.policies import KeypointParts, Schedule, require_action_space, scaled_optimizer
+from agents.policies import KeypointParts, Schedule, TensorObservations, require_action_space, scaled_optimizer
 from envs.errors import UserError
 
 
@@ -147,7 +147,7 @@ def hand_over(obs: Observation, features_extractor: BaseFeaturesExtractor) -> Te
     return features_extractor(obs)
 
 
-class OneEncoder(BaseModel):
+class OneEncoder(TensorObservations):
     """Mixin, listed before an off-policy policy of SB3 or sb3-contrib: one encoder for actor, critic and target.
 
     The encoder is ``features_extractor`` of the policy, trained by ``critic.optimizer`` as a group of its own.

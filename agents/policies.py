@@ -53,7 +53,26 @@ def require_action_space(algorithm: str, space: spaces.Space, name: str | None =
         raise UserError(f"{name or algorithm} needs actions with finite bounds, this environment's are {space}")
 
 
-class RawObservations(BaseModel):
+class TensorObservations(BaseModel):
+    """Acts on observations of which some are tensors already, as :class:`agents.batch_env.BatchVecEnv` hands them out."""
+
+    def obs_to_tensor(self, observation: dict[str, Any]) -> tuple[dict[str, Tensor], bool]:
+        """An observation as tensors on the policy's device.
+
+        :param observation: arrays or tensors by name, with or without a batch dimension.
+        :return: (B, ...) tensors, and whether there was a batch dimension.
+        """
+        tensors = {key: values for key, values in observation.items() if isinstance(values, Tensor)}
+        arrays = {key: values for key, values in observation.items() if key not in tensors}
+        found, batched = super().obs_to_tensor(arrays)
+        for key, values in tensors.items():
+            shape = self.observation_space[key].shape
+            batched |= values.dim() > len(shape)
+            found[key] = values.to(self.device).reshape(-1, *shape)
+        return found, batched
+
+
+class RawObservations(TensorObservations):
     """Hands observations to the extractor as they are, on every path.
 
     Listed *after* an SB3 policy, it stands just before ``BaseModel`` in the method resolution order, which is where

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.buffers import Frames
@@ -34,14 +35,19 @@ def replay_bytes(observation_space: spaces.Dict, action_space: spaces.Space, buf
 
 
 def require_replay_fits(
-    observation_space: spaces.Dict, action_space: spaces.Space, buffer_size: int, n_envs: int = 1
+    observation_space: spaces.Dict,
+    action_space: spaces.Space,
+    buffer_size: int,
+    n_envs: int = 1,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Refuse a replay that is larger than the free memory.
 
     :param observation_space, action_space, buffer_size, n_envs: as the buffer's own.
+    :param device: whose memory is asked for.
     :raises UserError: naming what it needs, what is free and how many transitions would fit.
     """
-    needed, free = replay_bytes(observation_space, action_space, buffer_size, n_envs), available_memory()
+    needed, free = replay_bytes(observation_space, action_space, buffer_size, n_envs), _free(device)
     if free is None or needed <= free:
         return
     least = replay_bytes(observation_space, action_space, n_envs, n_envs)
@@ -51,6 +57,13 @@ def require_replay_fits(
         f"a replay of {buffer_size} transitions needs {needed / GIGABYTE:.2f} GB of memory, "
         f"{free / GIGABYTE:.2f} GB are free: at most {fitting} transitions fit"
     )
+
+
+def _free(device: torch.device | str) -> int | None:
+    """Bytes that are free where the frames are to lie."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory()
 
 
 class FrameReplayBuffer(ReplayBuffer):
@@ -70,6 +83,7 @@ class FrameReplayBuffer(ReplayBuffer):
     :param n_envs: environments that step side by side.
     :param optimize_memory_usage: must be False; that is SB3's own way, which knows no Dict.
     :param handle_timeout_termination: an episode that only ran out of time is not ``done``.
+    :param on_device: entries whose frames are kept on ``device``; the environment should hand them out as tensors there.
     :raises UserError: where it does not fit into the free memory.
     """
 
@@ -82,25 +96,31 @@ class FrameReplayBuffer(ReplayBuffer):
         n_envs: int = 1,
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
+        on_device: tuple[str, ...] = (),
     ) -> None:
         if not isinstance(observation_space, spaces.Dict):
             raise ValueError(f"FrameReplayBuffer stores Dict observations, got {observation_space}")
         if optimize_memory_usage:
             raise ValueError("FrameReplayBuffer keeps each frame once by itself: leave optimize_memory_usage False")
-        require_replay_fits(observation_space, action_space, buffer_size, n_envs)
+        where = get_device(device) if on_device else "cpu"
+        require_replay_fits(observation_space, action_space, buffer_size, n_envs, where)
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = False
         self.handle_timeout_termination = handle_timeout_termination
-        self._allocate()
+        self._allocate(on_device)
         self.reset()
 
-    def _allocate(self) -> None:
+    def _allocate(self, on_device: tuple[str, ...]) -> None:
         steps, envs = self.buffer_size, self.n_envs
         self.frames = {
             key: np.zeros((envs, steps + 1, *shape), self.observation_space[key].dtype)
             for key, shape in self.obs_shape.items()
+            if key not in on_device
         }
+        for key in on_device:
+            kind = getattr(torch, str(self.observation_space[key].dtype))
+            self.frames[key] = torch.zeros((envs, steps + 1, *self.obs_shape[key]), dtype=kind, device=self.device)
         self.actions = np.zeros((steps, envs, self.action_dim), self._maybe_cast_dtype(self.action_space.dtype))
         self.rewards, self.dones, self.timeouts = (np.zeros((steps, envs), np.float32) for _ in range(3))
         self.first, self.second = (np.zeros((steps, envs), np.int64) for _ in range(2))
@@ -183,18 +203,20 @@ class FrameReplayBuffer(ReplayBuffer):
     ) -> dict[str, torch.Tensor]:
         """Indexing has copied the frames already, so the tensors may share their memory."""
         places = numbers % (self.buffer_size + 1)
-        found = self._normalize_obs({key: frames[envs, places] for key, frames in self.frames.items()}, env)
-        return {key: self.to_torch(values, copy=False) for key, values in found.items()}
+        found = {key: frames[envs, places] for key, frames in self.frames.items()}
+        arrays = {key: values for key, values in found.items() if isinstance(values, np.ndarray)}
+        found |= self._normalize_obs(arrays, env)
+        return {key: torch.as_tensor(values, device=self.device) for key, values in found.items()}
 
     def _shaped(self, observations: Frames) -> Frames:
         """SB3 stores discrete entries as (n_envs, 1)."""
-        return {key: np.reshape(observations[key], (self.n_envs, *shape)) for key, shape in self.obs_shape.items()}
+        return {key: observations[key].reshape(self.n_envs, *shape) for key, shape in self.obs_shape.items()}
 
     def _is_last_frame(self, observations: Frames, env: int) -> bool:
         """Whether an environment's observation is the frame that was stored last for it."""
         last = (self.frame_counts[env] - 1) % (self.buffer_size + 1)
         return self.frame_counts[env] > 0 and all(
-            np.array_equal(observations[key][env], frames[env, last]) for key, frames in self.frames.items()
+            bool((observations[key][env] == frames[env, last]).all()) for key, frames in self.frames.items()
         )
 
     def _store(self, observations: Frames, envs: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from envs.worker import full_name
 from envs.workers import Workers
 
 
@@ -68,8 +69,12 @@ class WorkerVecEnv(VecEnv):
         return self.workers.ask("call", self._rows(indices), method_name, method_args, method_kwargs)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """SB3 asks this of its own wrappers; inside of workers there are none."""
-        return [False for _ in self._rows(indices)]
+        """Whether environments are wrapped in a class."""
+        return self.workers.ask("wrapped", self._rows(indices), full_name(wrapper_class))
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """A picture of each environment, for videos."""
+        return self.env_method("render")
 
     def _rows(self, indices: VecEnvIndices) -> list[int]:
-        return [int(row) for row in self._get_indices(indices)]
+        return [range(self.num_envs)[row] for row in self._get_indices(indices)]

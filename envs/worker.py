@@ -12,7 +12,7 @@ import mmap
 import os
 import signal
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -53,15 +53,20 @@ def main(connection: int, memory: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     pipe = Connection(connection)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        host = _answer(pipe, lambda: Host(*cloudpickle.loads(pipe.recv_bytes()), memory), lambda host: host.spaces)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed, or is no more
+        recipe = pipe.recv_bytes()
+        host = _answer(pipe, 0, lambda: Host(*cloudpickle.loads(recipe), memory), lambda host: host.spaces)
         while host is not None:
-            name, arguments = pipe.recv()
+            number, name, arguments = cloudpickle.loads(pipe.recv_bytes())
             if name == "close":
                 break
-            _answer(pipe, functools.partial(getattr(host, name), *arguments), lambda result: result)
+            _answer(pipe, number, functools.partial(getattr(host, name), *arguments), lambda result: result)
         if host is not None:
             host.close()
+
+
+class NoSuchAttribute(AttributeError):
+    """An environment was asked for something that it does not have."""
 
 
 class Host:
@@ -77,9 +82,9 @@ class Host:
         for module in modules:
             importlib.import_module(module)
         self.envs: dict[int, gym.Env] = {row: make() for row, make in constructors.items()}
-        first = next(iter(self.envs.values()))
-        self.spaces = first.observation_space, first.action_space
-        self.arrays = map_arrays(first.observation_space, count, memory)
+        self.spaces, *others = ((env.observation_space, env.action_space) for env in self.envs.values())
+        require_same_spaces(self.spaces, others)
+        self.arrays = map_arrays(self.spaces[0], count, memory)
 
     def reset(self, asked: Mapping[int, tuple[int | None, dict | None]]) -> dict[int, dict]:
         """Start episodes; seed and options by row. Observations go to the shared arrays, infos come back."""
@@ -105,7 +110,7 @@ class Host:
 
     def get(self, rows: Sequence[int], name: str) -> list[Any]:
         """An attribute of some environments."""
-        return [self.envs[row].get_wrapper_attr(name) for row in rows]
+        return [self._find(row, name) for row in rows]
 
     def has(self, rows: Sequence[int], name: str) -> list[bool]:
         """Whether some environments have an attribute."""
@@ -117,12 +122,21 @@ class Host:
 
     def call(self, rows: Sequence[int], name: str, arguments: tuple, options: dict) -> list[Any]:
         """Call a method of some environments."""
-        return [self.envs[row].get_wrapper_attr(name)(*arguments, **options) for row in rows]
+        return [self._find(row, name)(*arguments, **options) for row in rows]
+
+    def wrapped(self, rows: Sequence[int], name: str) -> list[bool]:
+        """Whether some environments are wrapped in a class, by module and name: to import it here could cost torch."""
+        return [any(name in map(full_name, type(layer).__mro__) for layer in _layers(self.envs[row])) for row in rows]
 
     def close(self) -> None:
         """Close all environments."""
         for env in self.envs.values():
             env.close()
+
+    def _find(self, row: int, name: str) -> Any:
+        if not self.envs[row].has_wrapper_attr(name):
+            raise NoSuchAttribute(f"environment {row} has no attribute '{name}'")
+        return self.envs[row].get_wrapper_attr(name)
 
     def _reset(self, row: int, **arguments: Any) -> dict:
         observation, info = self.envs[row].reset(**arguments)
@@ -134,16 +148,43 @@ class Host:
             array[row] = observation[key]
 
 
-def _answer(pipe: Connection, act: Any, tell: Any) -> Any:
-    """Act and send what is to be told of the result, or what went wrong."""
+def full_name(kind: type) -> str:
+    """Module and name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def require_same_spaces(spaces: tuple[gym.Space, gym.Space], others: Iterable[tuple[gym.Space, gym.Space]]) -> None:
+    """Refuse environments that cannot share arrays.
+
+    :param spaces: of observations and actions, of one environment.
+    :param others: of other environments.
+    :raises UserError: with the first that differs.
+    """
+    for other in others:
+        for what, one, another in zip(("observations", "actions"), spaces, other, strict=True):
+            if one != another:
+                raise UserError(f"environments side by side need the same {what}, got {one} and {another}")
+
+
+def _layers(env: gym.Env) -> Iterator[gym.Env]:
+    """An environment, what it wraps, and so on."""
+    while True:
+        yield env
+        if not isinstance(env, gym.Wrapper):
+            return
+        env = env.env
+
+
+def _answer(pipe: Connection, number: int, act: Any, tell: Any) -> Any:
+    """Act and send, with the command's number, what is to be told of the result, or what went wrong."""
     try:
         result = act()
-        answer = ("done", tell(result))
+        answer = cloudpickle.dumps((number, "done", tell(result)))
     except UserError as error:
-        result, answer = None, ("refused", str(error))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        raise
+        result, answer = None, cloudpickle.dumps((number, "refused", str(error)))
+    except NoSuchAttribute as error:
+        result, answer = None, cloudpickle.dumps((number, "absent", str(error)))
     except Exception:
-        result, answer = None, ("failed", traceback.format_exc())
-    pipe.send_bytes(cloudpickle.dumps(answer))
+        result, answer = None, cloudpickle.dumps((number, "failed", traceback.format_exc()))
+    pipe.send_bytes(answer)
     return result

@@ -5,7 +5,11 @@ OpenGL, locks or threads with its parent. Observations lie in an anonymous memor
 last process that has it open, and a worker ends when the connection to its parent closes: whatever way the parent ends,
 nothing is left behind.
 
-A worker that dies is started again; its episodes count as truncated.
+A worker that dies is started again; its episodes count as truncated, and attributes that were set are set again. The
+environments' random state is lost with it: their next episodes are drawn afresh.
+
+Every command has a number and its answer has the same: what was not waited for, because something else went wrong or
+the user interrupted, is never taken for the answer to a later command.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import numpy as np
 
 from envs import registry
 from envs.errors import UserError
-from envs.worker import map_arrays
+from envs.worker import map_arrays, require_same_spaces
 
 MOST_DEATHS = 5
 """So many deaths of workers are made up for; the next one ends the run."""
@@ -53,7 +57,8 @@ class Workers:
         self._workers = [_Worker({int(row): constructors[row] for row in part}, self) for part in parts]
         self._close = weakref.finalize(self, _close_all, self._workers, self.memory)
         try:
-            spaces = [worker.ready() for worker in self._workers]
+            spaces = [worker.receive() for worker in self._workers]
+            require_same_spaces(spaces[0], spaces[1:])
         except WorkerDied as error:
             self.close()
             raise UserError(f"an environment worker died while it started: {error}") from None
@@ -61,6 +66,8 @@ class Workers:
             self.close()
             raise
         self.observation_space, self.action_space = spaces[0]
+        self._lost: dict[int, tuple[dict[str, np.ndarray], dict]] = {}  # last observation and info of the new reset
+        self._set: dict[tuple[int, str], Any] = {}
         self._arrays = map_arrays(self.observation_space, self.count, self.memory)
 
     @property
@@ -78,7 +85,9 @@ class Workers:
         :return: (N, ...) observations by name, copies; and (N,) infos.
         """
         asked = [{row: (seeds[row], options[row]) for row in worker.rows} for worker in self._workers]
-        infos = self._gather(self._ask("reset", asked))
+        answers = self._ask("reset", [(here,) for here in asked])
+        self._lost.clear()
+        infos = {row: info for answer in answers for row, info in answer.items()}
         return self.observations(), [infos[row] for row in range(self.count)]
 
     def send_step(self, actions: np.ndarray) -> None:
@@ -87,29 +96,28 @@ class Workers:
         :param actions: (N, ...).
         """
         for worker in self._workers:
-            worker.send("step", {row: actions[row] for row in worker.rows})
+            worker.send("step", {row: actions[row] for row in worker.rows if row not in self._lost})
 
     def receive_step(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict], list[dict | None]]:
         """Wait for what :meth:`send_step` began.
 
-        The episodes of a worker that died end here as truncated, with reward 0 and ``info["worker_died"]``.
+        The episodes of a worker that died, since the last step too, end here as truncated, with reward 0 and
+        ``info["worker_died"]``.
 
         :return: observations as :meth:`reset`; rewards (N,) float32; whether the episode ended (N,); infos; infos of
             the resets, None where the episode goes on.
         :raises UserError: where workers died too often.
         """
-        before: dict[str, np.ndarray] | None = None
         found: dict[int, tuple[float, bool, dict, dict | None]] = {}
         for worker in self._workers:
             try:
                 found |= worker.receive()
             except WorkerDied as error:
-                before = before or self.observations()  # their rows are still those before the step, or after it
-                started = self._replace(worker, str(error))
-                for row in worker.rows:
-                    last = {key: values[row].copy() for key, values in before.items()}
-                    info = {"TimeLimit.truncated": True, "is_success": False, "worker_died": True}
-                    found[row] = (0.0, True, info | {"terminal_observation": last}, started[row])
+                self._replace(worker, str(error))
+        for row, (last, info) in self._lost.items():
+            told = {"TimeLimit.truncated": True, "is_success": False, "worker_died": True}
+            found[row] = (0.0, True, told | {"terminal_observation": last}, info)
+        self._lost.clear()
         rewards, ended, infos, started = zip(*(found[row] for row in range(self.count)), strict=True)
         return self.observations(), np.array(rewards, np.float32), np.array(ended), list(infos), list(started)
 
@@ -118,13 +126,16 @@ class Workers:
         return {key: values.copy() for key, values in self._arrays.items()}
 
     def ask(self, command: str, rows: Sequence[int], *arguments: Any) -> list[Any]:
-        """Ask some environments: ``get``, ``has``, ``set`` or ``call`` (:class:`envs.worker.Host`).
+        """Ask some environments: ``get``, ``has``, ``set``, ``call`` or ``wrapped`` (:class:`envs.worker.Host`).
 
         :param command: which.
         :param rows: of whom.
         :param arguments: of the command.
         :return: answers in the order of ``rows``.
+        :raises AttributeError: where an environment has no such attribute.
         """
+        if command == "set":
+            self._set |= {(row, arguments[0]): arguments[1] for row in rows}
         concerned = [[row for row in worker.rows if row in rows] for worker in self._workers]
         answers = self._ask(command, [(here, *arguments) if here else None for here in concerned])
         by_row = {
@@ -138,30 +149,27 @@ class Workers:
         """End all workers and give the memory back. Idempotent."""
         self._close()
 
-    def _ask(self, command: str, asked: Sequence[Any]) -> list[Any]:
-        """One command to every worker for which there is something to ask; a worker that died is asked again, once."""
+    def _ask(self, command: str, asked: Sequence[tuple | None]) -> list[Any]:
+        """One command to every worker for which there is something to ask; a new one in its place is asked again."""
         for worker, arguments in zip(self._workers, asked, strict=True):
             if arguments is not None:
-                worker.send(command, *(arguments if isinstance(arguments, tuple) else (arguments,)))
-        answers: list[Any] = []
-        for worker, arguments in zip(self._workers, asked, strict=True):
-            if arguments is None:
-                answers.append(None)
-                continue
+                worker.send(command, *arguments)
+        return [
+            None if arguments is None else self._insist(worker, command, arguments)
+            for worker, arguments in zip(self._workers, asked, strict=True)
+        ]
+
+    def _insist(self, worker: _Worker, command: str, arguments: tuple) -> Any:
+        """The answer to a command that was sent, of whoever lives to give it."""
+        while True:
             try:
-                answers.append(worker.receive())
+                return worker.receive()
             except WorkerDied as error:
                 self._replace(worker, str(error))
-                worker.send(command, *(arguments if isinstance(arguments, tuple) else (arguments,)))
-                answers.append(worker.receive())
-        return answers
+                worker.send(command, *arguments)
 
-    @staticmethod
-    def _gather(answers: Sequence[Mapping[int, Any]]) -> dict[int, Any]:
-        return {row: value for answer in answers for row, value in answer.items()}
-
-    def _replace(self, worker: _Worker, reason: str) -> dict[int, dict]:
-        """Start a worker again and reset its environments; their infos by row."""
+    def _replace(self, worker: _Worker, reason: str) -> None:
+        """Start a worker again and reset its environments; the next step ends their episodes."""
         self.deaths += 1
         who = f"environment worker {self._workers.index(worker) + 1} of {len(self._workers)} died ({reason})"
         if self.deaths > MOST_DEATHS:
@@ -173,13 +181,26 @@ class Workers:
             f"(death {self.deaths} of at most {MOST_DEATHS})",
             file=sys.stderr,
         )
-        worker.start()
+        last = {row: {key: values[row].copy() for key, values in self._arrays.items()} for row in worker.rows}
         try:
-            worker.ready()
-            worker.send("reset", dict.fromkeys(worker.rows, (None, None)))
-            return worker.receive()
+            infos = self._restart(worker)
         except WorkerDied as error:
-            return self._replace(worker, str(error))
+            self._replace(worker, str(error))
+        else:
+            for row, info in infos.items():
+                first, _ = self._lost.get(row, (last[row], None))
+                self._lost[row] = (first, info)
+
+    def _restart(self, worker: _Worker) -> dict[int, dict]:
+        """A new process for a worker, with episodes begun; the infos of their resets by row."""
+        worker.start()
+        worker.receive()
+        for (row, name), value in self._set.items():
+            if row in worker.rows:
+                worker.send("set", [row], name, value)
+                worker.receive()
+        worker.send("reset", dict.fromkeys(worker.rows, (None, None)))
+        return worker.receive()
 
 
 class _Worker:
@@ -200,31 +221,38 @@ class _Worker:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         theirs.close()
-        with contextlib.suppress(BrokenPipeError):
+        self.number = 0  # of the newest command; what makes the environments is the first
+        with contextlib.suppress(OSError):  # receive() will say so
             self.pipe.send_bytes(self._recipe)
 
-    def ready(self) -> tuple[gym.Space, gym.Space]:
-        return self.receive()
-
     def send(self, command: str, *arguments: Any) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # receive() will say so
-            self.pipe.send((command, arguments))
+        self.number += 1
+        message = cloudpickle.dumps((self.number, command, arguments))
+        with contextlib.suppress(OSError):  # receive() will say so
+            self.pipe.send_bytes(message)
 
     def receive(self) -> Any:
-        """:raises WorkerDied: with how it ended."""
-        try:
-            kind, value = cloudpickle.loads(self.pipe.recv_bytes())
-        except (EOFError, ConnectionResetError, BrokenPipeError):
-            raise WorkerDied(self._end()) from None
+        """The answer to the newest command, or to what makes the environments.
+
+        :raises WorkerDied: with how it ended.
+        """
+        number = -1
+        while number != self.number:  # answers that were not waited for come first
+            try:
+                self.pipe.poll(None)  # an interrupt while waiting loses nothing, one while reading would
+                number, kind, value = cloudpickle.loads(self.pipe.recv_bytes())
+            except (EOFError, OSError):
+                raise WorkerDied(self._end()) from None
         if kind == "refused":
             raise UserError(value)
+        if kind == "absent":
+            raise AttributeError(value)
         if kind == "failed":
             raise RuntimeError(f"an environment worker failed:\n{value}")
         return value
 
     def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError, OSError):
-            self.pipe.send(("close", ()))
+        self.send("close")
         self.pipe.close()
 
     def wait(self) -> None:

@@ -132,7 +132,13 @@ def _build_off_policy(config: TrainConfig, shared: dict[str, Any]) -> BaseAlgori
         gradient_steps=sac.gradient_steps,
         ent_coef=sac.entropy or "auto",
         replay_buffer_class=FrameReplayBuffer,
+        replay_buffer_kwargs={"on_device": on_device(shared["env"])},
     )
+
+
+def on_device(env: VecEnv) -> tuple[str, ...]:
+    """Entries of the observation that the environment hands out as tensors, which the replay then keeps where they are."""
+    return ("images",) if renders_on_device(env) else ()
 
 
 def replay_size(config: TrainConfig) -> int:
@@ -147,7 +153,7 @@ def describe_replay(config: TrainConfig, env: VecEnv) -> str:
     :raises UserError: where it does not fit into the memory that is free.
     """
     asked = env.observation_space, env.action_space, replay_size(config), env.num_envs
-    require_replay_fits(*asked)
+    require_replay_fits(*asked, choose_device(config.device) if on_device(env) else "cpu")
     return f"replay: {replay_size(config)} transitions, each frame once, {replay_bytes(*asked) / 1e9:.2f} GB"
 
 

@@ -82,9 +82,7 @@ def side_by_side(config: RunConfig, count: int) -> VecEnv:
     if config.encoder.kind == "state" or chosen_backend(config.render.backend) != "warp":
         return make_vec_env(makers, workers=workers(config))
     device = choose_device(config.device)
-    # The replay of SAC and TQC lies on the host.
-    stay = device.startswith("cuda") and getattr(config, "algorithm", "ppo") == "ppo"
-    return watched_over(BatchVecEnv(makers, "warp", device if stay else None, workers(config)))
+    return watched_over(BatchVecEnv(makers, "warp", device, device.startswith("cuda"), workers(config)))
 
 
 def choose_device(name: str) -> str:

@@ -184,7 +184,9 @@ def collect_frames(config: PretrainConfig, env: VecEnv, trainer: UnsupervisedTra
             if number == 1:
                 trainer.add(observation)
             elif step % HELD_OUT_STRIDE == 0:
-                kept.append({key: observation[key].copy() for key in trainer.frames.keys})
+                kept.append(
+                    {key: torch.as_tensor(observation[key]).cpu().numpy().copy() for key in trainer.frames.keys}
+                )
             show((step + 1) * env.num_envs + number * apart, apart + config.frames)
     return {key: np.concatenate([frames[key] for frames in kept]) for key in kept[0]}
 

@@ -245,6 +245,9 @@ class ProgressCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
+        pool = getattr(self.training_env.unwrapped, "workers", None)
+        if pool is not None:
+            self.logger.record("time/worker_deaths", pool.deaths)
         parts = self._numbers()
         if self.bar is not None:
             self.bar.set_postfix_str(", ".join(parts))

@@ -7,6 +7,7 @@ convolutions together. Written out they pass over them a few times. Each is test
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ def attend(heat: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     :param features: (B, C, h, w), fastest where they are channels-last.
     :return: (B, K, C) and (B, C).
     """
-    return _Attend.apply(heat.flatten(2), features.flatten(2).mT)
+    with torch.autocast(features.device.type, enabled=False):  # it would know nothing of the written-out gradient
+        return _Attend.apply(heat.flatten(2).to(features.dtype), features.flatten(2).mT)
 
 
 def add_bias(images: Tensor, bias: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class _AddBias(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, bias: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
-        rows = images.permute(0, 2, 3, 1).view(batch, -1)
+        rows = images.permute(0, 2, 3, 1).view(batch, height * width * channels)
         rows += bias.to(images.dtype).repeat(height * width)
         ctx.mark_dirty(images)
         ctx.dtype = bias.dtype
@@ -144,5 +146,6 @@ def _squared_error(
 
 def _chunks(values: Tensor) -> list[slice]:
     """Rows to be worked on at a time: on a CPU as many as its cache holds, so that passes over them cost little."""
-    rows = len(values) if values.device.type != "cpu" else max(1, CACHED // max(1, values[0].numel()))
+    at_once = len(values) if values.device.type != "cpu" else CACHED // max(1, math.prod(values.shape[1:]))
+    rows = max(1, at_once)
     return [slice(start, start + rows) for start in range(0, len(values), rows)]

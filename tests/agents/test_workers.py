@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import VecEnv
@@ -82,7 +83,25 @@ def test_attributes_and_methods_reach_the_environment_that_is_meant(counting: Wo
     counting.set_attr("length", 9, [1])
     assert counting.get_attr("length") == [5, 9, 5]
     assert counting.has_attr("length") and not counting.has_attr("breadth")
-    assert counting.env_is_wrapped(object) == [False] * 3
+    assert counting.get_attr("length", [-1]) == [5]
+    with pytest.raises(AttributeError, match="^environment 1 has no attribute 'breadth'$"):
+        counting.get_attr("breadth", [1])
+    assert [int(picture.max()) for picture in counting.get_images()] == [0, 0, 0]
+
+
+def test_wrappers_are_told_by_their_class() -> None:
+    env = WorkerVecEnv([CountingEnv, lambda: gym.wrappers.TimeLimit(CountingEnv(), 2)], workers=2)
+    assert env.env_is_wrapped(gym.wrappers.TimeLimit) == [False, True]
+    assert env.env_is_wrapped(gym.Wrapper) == [False, True]
+    env.close()
+
+
+def test_environments_of_other_sizes_do_not_share_memory() -> None:
+    for workers_ in (1, 2):
+        with pytest.raises(
+            UserError, match="^environments side by side need the same observations, got .*3, 3, 3.*5, 5"
+        ):
+            WorkerVecEnv([CountingEnv, functools.partial(CountingEnv, size=5)], workers=workers_)
 
 
 def test_workers_import_no_torch(counting: WorkerVecEnv) -> None:
@@ -98,6 +117,52 @@ def test_what_goes_wrong_in_a_worker_is_told() -> None:
     env.reset()
     with pytest.raises(RuntimeError, match="a bug in step"):
         env.step(ACTIONS[:2])
+    env.close()
+
+
+@pytest.mark.parametrize(("fails", "says"), [("end", "EOFError: the environment's own file"), ("unsendable", "pickle")])
+def test_errors_of_an_environment_are_not_taken_for_deaths(fails: str, says: str) -> None:
+    env = WorkerVecEnv([functools.partial(CountingEnv, fails=fails), CountingEnv], workers=2)
+    env.reset()
+    with pytest.raises(RuntimeError, match=says):
+        env.step(ACTIONS[:2])
+    assert env.workers.deaths == 0 and env.reset()["proprio"][:, 0].tolist() == [0, 0]
+    env.close()
+
+
+def test_answers_that_were_not_waited_for_are_not_taken_for_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = WorkerVecEnv(
+        [functools.partial(CountingEnv, length=9, fails="once"), *[lambda: CountingEnv(9)] * 2], workers=3
+    )
+    env.reset()
+    with pytest.raises(RuntimeError, match="a bug in step"):
+        env.step(ACTIONS)
+    observations, rewards, *_ = env.step(ACTIONS)
+    assert observations["proprio"][:, 0].tolist() == rewards.tolist() == [1, 2, 2]
+    env.step_async(ACTIONS)  # and the wait for it is interrupted
+    observations, rewards, *_ = env.step(ACTIONS)
+    assert observations["proprio"][:, 0].tolist() == rewards.tolist() == [3, 4, 4]
+    with pytest.raises(AttributeError):
+        env.get_attr("breadth")
+    assert env.get_attr("steps") == [3, 4, 4] and env.step(ACTIONS)[1].tolist() == [4, 5, 5]
+    env.close()
+
+
+def test_a_death_between_steps_ends_its_episodes_and_keeps_what_was_set(capsys: pytest.CaptureFixture) -> None:
+    env = make_vec_env([functools.partial(CountingEnv, length=8)] * 2, seed=0, workers=2)
+    env.reset()
+    env.set_attr("length", 7)
+    for _ in range(3):
+        env.step(ACTIONS[:2])
+    os.kill(env.unwrapped.workers.pids[0], signal.SIGKILL)
+    assert env.get_attr("length") == [7, 7] and env.get_attr("steps") == [0, 3]
+    observations, rewards, ends, infos = env.step(ACTIONS[:2])
+    assert ends.tolist() == [True, False] and rewards.tolist() == [0, 4]
+    assert observations["proprio"][:, 0].tolist() == [0, 4], "the new episode has just begun"
+    assert infos[0]["worker_died"] and infos[0]["terminal_observation"]["proprio"][0] == 3
+    assert infos[0]["episode"]["l"] == 4 and infos[0]["TimeLimit.truncated"]
+    lengths = [info["episode"]["l"] for _ in range(8) for info in env.step(ACTIONS[:2])[3] if "episode" in info]
+    assert lengths == [7, 7] and capsys.readouterr().err.count("died") == 1
     env.close()
 
 
@@ -154,7 +219,6 @@ if {how!r} == "close":
 elif {how!r} == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     pids = [int(pid) for pid in done.stdout.split()]
@@ -164,4 +228,20 @@ elif {how!r} == "kill":
             break
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    assert not os.path.isdir("/dev/shm") or set(os.listdir("/dev/shm")) <= before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks at /proc")
+def test_neither_files_nor_processes_leak(capsys: pytest.CaptureFixture) -> None:
+    def held() -> tuple[int, int]:
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        return len(os.listdir("/proc/self/fd")), len(children)
+
+    before = held()
+    for _ in range(2):
+        env = WorkerVecEnv([CountingEnv] * 2, workers=2)
+        env.reset()
+        os.kill(env.workers.pids[0], signal.SIGKILL)
+        env.step(ACTIONS[:2])
+        env.close()
+        del env
+    assert held() == before

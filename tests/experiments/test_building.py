@@ -119,5 +119,5 @@ def test_the_ray_tracer_draws_all_environments_together() -> None:
     pytest.importorskip("mujoco_warp")
     env = building.make_training_env(TrainConfig(image_size=32, render=RenderConfig(backend="warp", workers=2)))
     assert isinstance(env.unwrapped, BatchVecEnv) and env.unwrapped.renderer.threads == 2
-    assert env.unwrapped.device is None, "on a CPU the images are arrays"
+    assert not env.unwrapped.tensors and env.unwrapped.device == "cpu", "on a CPU the images are arrays"
     env.close()

@@ -35,9 +35,12 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     callback = ProgressCallback(100, SimpleNamespace(last=object(), describe=lambda: "all is well"))
     logger = SimpleNamespace(
-        name_to_value={"keypoints/reconstruction_ratio": 0.42, "keypoints/view_disagreement_cm": 3.1}
+        name_to_value={"keypoints/reconstruction_ratio": 0.42, "keypoints/view_disagreement_cm": 3.1},
+        record=lambda name, value: recorded.append((name, value)),
     )
-    env = SimpleNamespace(get_attr=lambda name, indices: [defined[0]])
+    recorded: list[tuple] = []
+    pool = SimpleNamespace(workers=SimpleNamespace(deaths=2))
+    env = SimpleNamespace(get_attr=lambda name, indices: [defined[0]], unwrapped=pool)
     callback.model = SimpleNamespace(num_timesteps=0, ep_success_buffer=[1, 0], logger=logger, get_env=lambda: env)
     defined = [True]
     callback._on_training_start()
@@ -49,6 +52,7 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     for text in ("100/100", "success  50 %", "evaluation: all is well",
                  "reconstruction 0.42 of mean image", "views 3.1 cm apart"):  # fmt: skip
         assert text in shown, text
+    assert recorded == [("time/worker_deaths", 2)]
     defined[0] = False
     assert not any("success" in part for part in callback._numbers())
 

@@ -75,6 +75,27 @@ def test_half_precision_logits_get_half_precision_gradients_in_their_own_layout(
     (gradient,) = torch.autograd.grad(loss, logits)
     assert loss.dtype == torch.float32 and gradient.dtype == torch.bfloat16
     assert gradient.stride() == logits.stride()
+    exact = logits.detach().float().requires_grad_()
+    expected = layered_error(exact, torch.full((1, 3, 6, 5), 0.5), images, torch.ones(1, 6, 5), 0.1)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient.float(), torch.autograd.grad(expected, exact)[0], rtol=0.01, atol=1e-6)
+
+
+def test_mixed_precision_around_it_changes_nothing() -> None:
+    heat, features = (values.float().requires_grad_() for values in draws((2, 3, 4, 5), (2, 6, 4, 5)))
+    with torch.autocast("cpu", torch.bfloat16):
+        attended, _ = attend(heat, features)
+    attended.sum().backward()  # where torch wants it: outside
+    torch.testing.assert_close(attended, torch.einsum("bkhw,bchw->bkc", heat, features))
+    torch.testing.assert_close(heat.grad, features.sum(1, keepdim=True).expand_as(heat))
+
+
+def test_an_empty_batch_has_no_error_and_no_bias() -> None:
+    images = torch.zeros(0, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert add_bias(images, torch.ones(3)).shape == (0, 3, 4, 5)
+    nothing = torch.zeros(0, 1, 4, 6, 5)
+    loss = layered_error(nothing, torch.zeros(1, 3, 6, 5), torch.zeros(0, 1, 3, 6, 5), torch.ones(1, 6, 5), 0.1)
+    assert loss.shape == ()
 
 
 def test_a_pixel_shows_something_where_any_channel_differs() -> None:
