@@ -13,11 +13,13 @@ from agents.scene import Scene
 from agents.unsupervised import UnsupervisedTrainer
 from envs import registry
 from experiments.bench.original import ORIGINAL, use_original_formulation
-from experiments.bench.timing import race
+from experiments.bench.timing import race, wait_for
 from kp3d_rl.keypoint3d import Keypoint3DConfig
+from kp3d_rl.networks import computes_in_bfloat16
 
 Row = dict[str, Any]
 BATCH = 64
+PLAIN = "the original's formulation, float32: views stacked, grouped convolutions"
 
 
 def formulations(seconds: float, device: str) -> list[Row]:
@@ -26,36 +28,42 @@ def formulations(seconds: float, device: str) -> list[Row]:
     :param seconds: for each of them.
     :param device: to compute on.
     """
-    ours = trainer(ORIGINAL, 108, device)
-    plain = trainer(dataclasses.replace(ORIGINAL, precision="float32"), 108, device)
+    networks = compared(computes_in_bfloat16(torch.device(device).type))
+    made = {what: trainer(config, 108, device) for what, config in networks.items()}
+    plain = made[PLAIN]
     use_original_formulation(plain.extractor.encoder, plain.policy.decoder)
-    shared = trainer(dataclasses.replace(ORIGINAL, view_weights="shared", decoded_views=1), 108, device)
-    times = race(
-        {
-            "the original's formulation: views stacked, grouped convolutions": step(plain),
-            "ours, the same network": step(ours),
-            "ours, weights shared by the views, one view drawn": step(shared),
-        },
-        seconds,
-        least=3,
-    )
-    first = next(iter(times.values()))
+    times = race({what: step(one) for what, one in made.items()}, seconds, least=3)
+    first = times[PLAIN]
     return [
         {"what": what, "milliseconds": 1e3 * taken, "steps_per_second": 1 / taken, "times_first": first / taken}
         for what, taken in times.items()
     ]
 
 
+def compared(half: bool) -> dict[str, Keypoint3DConfig]:
+    """What is compared; the first two differ in nothing but their formulation.
+
+    :param half: whether the precision "auto" is bfloat16 here; where it is not, a row for it would say nothing.
+    """
+    exact = dataclasses.replace(ORIGINAL, precision="float32")
+    shared = dataclasses.replace(ORIGINAL, view_weights="shared", decoded_views=1)
+    found = {PLAIN: exact, "ours, the same network, float32": exact}
+    if half:
+        found["ours, the same network, bfloat16 convolutions"] = ORIGINAL
+    precision = "bfloat16 convolutions" if half else "float32"
+    return found | {f"ours, weights shared by the views, one view drawn, {precision}": shared}
+
+
 def growth(seconds: float, device: str) -> list[Row]:
     """Auxiliary steps per second by keypoints and size, everything else as in training."""
-    rows = []
+    rows, unit = [], "gradient steps"
     for keypoints in (8, 16, 32):
         made = trainer(Keypoint3DConfig(keypoints=keypoints), 64, device)
         taken = race({"step": step(made)}, seconds)["step"]
-        rows.append({"varied": "keypoints", "value": keypoints, "steps_per_second": 1 / taken})
+        rows.append({"unit": unit, "varied": "keypoints", "value": keypoints, "steps_per_second": 1 / taken})
     for pixels in (64, 84, 128):
         taken = race({"step": step(trainer(Keypoint3DConfig(), pixels, device))}, seconds)["step"]
-        rows.append({"varied": "pixels", "value": pixels, "steps_per_second": 1 / taken})
+        rows.append({"unit": unit, "varied": "pixels", "value": pixels, "steps_per_second": 1 / taken})
     return rows
 
 
@@ -89,7 +97,6 @@ def step(made: UnsupervisedTrainer) -> Callable[[], None]:
 
     def act() -> None:
         made.train(1)
-        if made.policy.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(made.policy.device)
 
     return act

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.tables import TABLES
+from experiments.bench.tables import TABLES, memory_curves
 from experiments.pages import fill_pages
 from experiments.provenance import origin
 
@@ -15,7 +15,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def write(docs: Path, rows: Rows) -> None:
-    """Write ``bench.json`` and ``bench.png``, fill the pages' tables, and print them.
+    """Write ``bench.json`` and its pictures, fill the pages' tables, and print them.
 
     Sections that were not measured this time stay as they were.
 
@@ -35,6 +35,7 @@ def write(docs: Path, rows: Rows) -> None:
         if lines:
             print("\n".join(["", name, *lines]))
     draw(records, docs / "bench.png")
+    draw_memory(records, docs / "bench-memory.png")
     fill_pages(docs)
     print(f"\nwritten to {path}")
 
@@ -47,15 +48,15 @@ def draw(rows: Rows, path: Path) -> None:
     """
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
+    viewed = [row for row in rows if row["section"] == "views"]
+    trained = [row for row in rows if row["section"] in ("learner", "training")]
+    where = device_marks([*viewed, *trained])
     bars = [
-        (f"{row['scene'].split(',')[0]}: {row['what']}", row["times_defaults"])
-        for row in rows
-        if row["section"] == "views"
+        (f"{row['scene'].split(',')[0]}: {row['what']}{where[row['device']]}", row["times_defaults"]) for row in viewed
     ]
     bars += [
-        (f"{row['section']}: {row['what'].partition(':')[0]}", row["times_first"])
-        for row in rows
-        if row["section"] in ("learner", "training")
+        (f"{row['section']}: {row['what'].partition(':')[0]}{where[row['device']]}", row["times_first"])
+        for row in trained
     ]
     figure = Figure(figsize=(9, 0.6 + 0.3 * len(bars)), layout="constrained")
     axes = figure.subplots()
@@ -66,3 +67,37 @@ def draw(rows: Rows, path: Path) -> None:
     axes.tick_params(axis="y", labelsize=8)
     axes.margins(x=0.1)
     figure.savefig(path, dpi=110)
+
+
+def draw_memory(rows: Rows, path: Path) -> None:
+    """What processes hold over the time of a run; no picture where none was measured.
+
+    :param rows: all sections.
+    :param path: of the picture to write.
+    """
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
+    curves = memory_curves(rows)
+    if not curves:
+        return
+    where = device_marks([row for curve in curves.values() for row in curve])
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for (device, what), curve in curves.items():
+        minutes, sizes = ([row[name] for row in curve] for name in ("minute", "megabytes"))
+        axes.plot(minutes, sizes, marker="o", markersize=4, label=what + where[device])
+    axes.set(xlabel="minutes", ylabel="proportional set size, MB")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def device_marks(rows: Rows) -> dict[str, str]:
+    """What to add to the label of a device's rows: nothing where there is only one device.
+
+    :param rows: that are drawn together.
+    """
+    devices = list(dict.fromkeys(row["device"] for row in rows))
+    return {device: f" ({device})" if len(devices) > 1 else "" for device in devices}

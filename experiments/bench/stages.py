@@ -10,11 +10,18 @@ from typing import Any
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from experiments.bench.timing import wait_for
+
 
 class Stages:
-    """Adds up the time spent in methods of some objects; what one stage calls of another counts for that one alone."""
+    """Adds up the time spent in methods of some objects; what one stage calls of another counts for that one alone.
 
-    def __init__(self) -> None:
+    :param device: of the networks. A GPU is waited for where a stage begins and ends, since it is only asked to compute
+        and what comes next would have to wait for it.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
         self.seconds: dict[str, float] = {}
         self._open: list[tuple[str, float]] = []
         self._undo: list[Callable[[], None]] = []
@@ -47,14 +54,14 @@ class Stages:
     @contextlib.contextmanager
     def counted(self, stage: str) -> Iterator[None]:
         """Inside this context time counts for a stage."""
-        now = time.perf_counter()
+        now = self._now()
         if self._open:
             self._add(self._open[-1][0], now - self._open[-1][1])
         self._open.append((stage, now))
         try:
             yield
         finally:
-            now = time.perf_counter()
+            now = self._now()
             name, started = self._open.pop()
             self._add(name, now - started)
             if self._open:
@@ -65,6 +72,10 @@ class Stages:
         total = sum(self.seconds.values())
         return {name: taken / total for name, taken in sorted(self.seconds.items(), key=lambda item: -item[1])}
 
+    def _now(self) -> float:
+        wait_for(self.device)
+        return time.perf_counter()
+
     def _add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
@@ -74,7 +85,7 @@ def watched(model: BaseAlgorithm) -> Stages:
 
     :param model: of Stable-Baselines3, with keypoints.
     """
-    stages = Stages()
+    stages = Stages(model.device)
     stages.watch("environments: step, render, transport", model.env, "step")
     stages.watch("policy acts", model.policy, "forward")
     stages.watch("policy acts", model.policy, "predict_values")

@@ -6,16 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Rows = Sequence[dict[str, Any]]
+OVER_TIME = "memory-over-time"
 
 
 def views_table(rows: Rows) -> list[str]:
     """Views per second of every renderer."""
     rows = [row for row in rows if row["section"] == "views"]
-    heads = ("scene", "renderer", "ms for all views", "views/s", "times Gymnasium's defaults")
+    heads = ("device", "scene", "renderer", "ms for all views", "views/s", "times Gymnasium's defaults")
     return _table(
         heads,
         [
             (
+                row["device"],
                 row["scene"],
                 row["what"],
                 f"{row['milliseconds']:.1f}",
@@ -31,8 +33,8 @@ def workers_table(rows: Rows) -> list[str]:
     """Views per second of one and more worker processes."""
     rows = [row for row in rows if row["section"] == "workers"]
     return _table(
-        ("processes", "views/s", "times one"),
-        [(row["what"], f"{row['views_per_second']:.0f}", _times(row)) for row in rows],
+        ("device", "processes", "views/s", "times one"),
+        [(row["device"], row["what"], f"{row['views_per_second']:.0f}", _times(row)) for row in rows],
     )
 
 
@@ -58,10 +60,10 @@ def training_table(rows: Rows) -> list[str]:
 
 
 def stages_table(rows: Rows) -> list[str]:
-    """Share of each stage in both stacks."""
+    """Share of each stage in every stack."""
     rows = [row for row in rows if row["section"] == "training"]
     stages = list(dict.fromkeys(stage for row in reversed(rows) for stage in row["shares"]))
-    short = [row["what"].partition(":")[0] for row in rows]
+    short = [f"{row['what'].partition(':')[0]} ({row['device']})" for row in rows]
     return _table(
         ("stage, share of the time", *short),
         [(stage, *(f"{100 * row['shares'].get(stage, 0):.0f} %" for row in rows)) for stage in stages],
@@ -72,15 +74,39 @@ def growth_table(rows: Rows) -> list[str]:
     """How speed goes with sizes."""
     rows = [row for row in rows if row["section"] == "growth"]
     return _table(
-        ("varied", "value", "steps/s"),
-        [(row["varied"], str(row["value"]), f"{row['steps_per_second']:.1f}") for row in rows],
+        ("device", "unit", "varied", "value", "units/s"),
+        [
+            (row["device"], row["unit"], row["varied"], str(row["value"]), f"{row['steps_per_second']:.1f}")
+            for row in rows
+        ],
     )
 
 
 def memory_table(rows: Rows) -> list[str]:
     """What is held in memory."""
     rows = [row for row in rows if row["section"] == "memory"]
-    return _table(("what", "MB"), [(row["what"], f"{row['megabytes']:.0f}") for row in rows])
+    return _table(("device", "what", "MB"), [(row["device"], row["what"], f"{row['megabytes']:.0f}") for row in rows])
+
+
+def memory_over_time_table(rows: Rows) -> list[str]:
+    """What processes hold in the course of a run."""
+    heads = ("device", "what", "minutes", "replay filled, times", "first, MB", "middle, MB", "last, MB", "largest, MB")
+    cells = []
+    for (device, what), curve in memory_curves(rows).items():
+        sizes = [row["megabytes"] for row in curve]
+        shown = (sizes[0], sizes[len(sizes) // 2], sizes[-1], max(sizes))
+        length, filled = f"{curve[-1]['minute']:.1f}", f"{curve[-1]['replay_filled']:.1f}"
+        cells.append((device, what, length, filled, *(f"{size:.0f}" for size in shown)))
+    return _table(heads, cells)
+
+
+def memory_curves(rows: Rows) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Rows of memory over time by device and by what was measured, in their order."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["section"] == OVER_TIME:
+            found.setdefault((row["device"], row["what"]), []).append(row)
+    return found
 
 
 def _times(row: dict[str, Any], name: str = "times_first") -> str:
@@ -102,5 +128,6 @@ TABLES: dict[str, Callable[[Rows], list[str]]] = {
     "stages": stages_table,
     "growth": growth_table,
     "memory": memory_table,
+    OVER_TIME: memory_over_time_table,
 }
 """Kinds of tables that a page may ask for."""

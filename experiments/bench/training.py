@@ -16,29 +16,46 @@ from experiments.algorithms import build_model
 from experiments.bench.naive import naive_env
 from experiments.bench.original import ORIGINAL, use_original_formulation
 from experiments.bench.stages import watched
+from experiments.bench.timing import wait_for
 from experiments.building import make_training_env
-from experiments.config import EncoderConfig, TrainConfig
+from experiments.config import TrainConfig
 
 Row = dict[str, Any]
 REST = "the rest: buffers, advantages, quality, logs"
-NAIVE = "naive: Gymnasium's renderer per camera, SubprocVecEnv, the original's network"
+NAIVE = "naive: Gymnasium's renderer per camera, SubprocVecEnv, the original's network and formulation"
+BETWEEN = "ours, with the original's network"
+OURS = "ours"
 
 
-def whole_steps(rollouts: int, device: str) -> list[Row]:
-    """Steps per second of both, and where the time goes.
+def whole_steps(config: TrainConfig, rollouts: int) -> list[Row]:
+    """Steps per second of both and of what lies between, and where the time goes.
 
-    :param rollouts: of the default size, after a first one that is not counted.
-    :param device: of the networks.
+    The one in between has the naive stack's network: from the first to it environments and formulation change, from it
+    to ours the network and its precision.
+
+    :param config: of our run.
+    :param rollouts: of ours that are timed, after a first one that is not; of the others, which are slow, one.
     """
-    config = TrainConfig(device=device)
-    fields = {name: getattr(ORIGINAL, name) for name in ("layers", "view_weights", "depth", "decoded_views")}
-    plain = dataclasses.replace(config, encoder=EncoderConfig(precision="float32", **fields))
-    naive = timed_training(plain, naive_env(config.env, config.image_size, config.envs), 1, original=True)
-    ours = timed_training(config, make_training_env(config), rollouts)
+    plain = with_the_originals_network(config)
+    naive = naive_env(config.env, config.image_size, config.envs)
+    found = {
+        NAIVE: timed_training(plain, naive, 1, original=True),
+        BETWEEN: timed_training(plain, make_training_env(plain), 1),
+        OURS: timed_training(config, make_training_env(config), rollouts),
+    }
     return [
-        {"what": what, "steps_per_second": speed, "times_first": speed / naive[0], "shares": shares}
-        for what, (speed, shares) in {NAIVE: naive, "ours": ours}.items()
+        {"what": what, "steps_per_second": speed, "times_first": speed / found[NAIVE][0], "shares": shares}
+        for what, (speed, shares) in found.items()
     ]
+
+
+def with_the_originals_network(config: TrainConfig) -> TrainConfig:
+    """The same run with the original's layers, in float32; number of keypoints and widths stay the run's.
+
+    :param config: of a run.
+    """
+    fields = {name: getattr(ORIGINAL, name) for name in ("layers", "view_weights", "depth", "decoded_views")}
+    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, precision="float32", **fields))
 
 
 def timed_training(
@@ -59,9 +76,11 @@ def timed_training(
         steps = config.ppo.envs * config.ppo.steps
         _learn(model, config, steps)  # the first rollout pays for what is made once
         stages = watched(model)
+        wait_for(model.device)
         started = time.perf_counter()
         with stages.counted(REST):
             _learn(model, config, rollouts * steps)
+        wait_for(model.device)
         taken = time.perf_counter() - started
         stages.stop()
         return rollouts * steps / taken, stages.shares()

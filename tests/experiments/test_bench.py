@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from agents.buffers import to_tensors
+from agents.callbacks import AuxiliaryConfig
+from agents.replay import FrameReplayBuffer
+from agents.workers import WorkerVecEnv
 from envs.errors import UserError
 from envs.renderers import gl_info
 from experiments.bench import __main__ as bench
-from experiments.bench import learner, profile, report, tables, views
+from experiments.bench import learner, memory, profile, report, tables, training, views
 from experiments.bench.original import ORIGINAL, use_original_formulation
 from experiments.bench.scenes import BenchScene, reach
 from experiments.bench.stages import Stages
-from experiments.bench.timing import race
+from experiments.bench.timing import one_core, race
+from experiments.building import cores
+from experiments.config import EncoderConfig, PPOConfig, RenderConfig, TrainConfig
+from tests.counting import CountingEnv
+
+
+def in_its_own_process(*arguments: str) -> Any:
+    """What a program prints last, as JSON: MuJoCo's renderer asks for its platform when it is imported."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"MUJOCO_GL": "egl"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture
@@ -62,17 +85,7 @@ def test_the_originals_sizes_are_the_published_ones() -> None:
 
 
 def test_every_renderer_and_the_naive_stack_show_the_same_views(require_gl: None) -> None:
-    """In a process of its own: MuJoCo's renderer asks for its platform when it is imported."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.experiments.compare_renderers"],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"MUJOCO_GL": "egl"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = in_its_own_process("-m", "tests.experiments.compare_renderers")
     assert found["deviation"] > 20 and len(found["differences"]) >= 5, "the reference shows something"
     for name, difference in found["differences"].items():
         assert difference < (12 if "warp" in name else 4), name
@@ -80,10 +93,38 @@ def test_every_renderer_and_the_naive_stack_show_the_same_views(require_gl: None
 
 
 def test_renderers_that_show_something_else_are_not_timed() -> None:
-    black, grey = [np.zeros((8, 8, 3), np.uint8)], [np.full((8, 8, 3), 40, np.uint8)]
-    views.require_same_views({"a": black, "b": [image + 5 for image in black]})
-    with pytest.raises(RuntimeError, match="^b does not show what Gymnasium's.*40.0 of 255"):
-        views.require_same_views({"a": black, "b": grey})
+    generator = np.random.default_rng(0)
+    one, other = generator.integers(0, 250, (2, 32, 32, 3), np.uint8)
+    views.require_same_views({"a": [one, other], "b": [one + 5, other]})
+    with pytest.raises(
+        RuntimeError, match=r"^b does not show what Gymnasium's.* view 1 correlates by -?0\.0\d, not 0.8"
+    ):
+        views.require_same_views({"a": [one, other], "b": [one, one]})
+    with np.errstate(invalid="ignore"), pytest.raises(RuntimeError, match="view 0 correlates by nan"):
+        views.require_same_views({"a": [one], "b": [np.zeros_like(one)]})
+
+
+def test_renderers_are_timed_on_one_core_and_the_ray_tracer_on_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple] = []
+    monkeypatch.setattr(views.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(views, "ours", lambda scene, *arguments: asked.append(arguments))
+    scene = reach(32)
+    assert sum("warp on" in name for name in views._ways(scene)) == 1
+    assert [name for name in views._ways(scene, "cuda") if "warp" in name] == [
+        f"ours, warp on {device} (ray tracer, no OpenGL)" for device in ("cpu", "cuda")
+    ]
+    assert asked[-2:] == [("warp", "light", "cpu"), ("warp", "light", "cuda")]
+
+    found: list[int] = []
+    draw = contextlib.nullcontext(lambda: found.append(cores()) or [np.arange(12).reshape(2, 2, 3)])
+    monkeypatch.setattr(views, "_ways", lambda scene, device: {views.DEFAULTS: draw})
+    before = cores()
+    (row,) = views.renderers(scene, seconds=0.01)
+    assert set(found) == ({1} if hasattr(os, "sched_setaffinity") else {before}) and cores() == before
+    assert row["times_defaults"] == 1.0
+    with pytest.raises(ZeroDivisionError), one_core():
+        raise ZeroDivisionError
+    assert cores() == before
 
 
 def test_things_are_timed_in_turns_and_by_their_median() -> None:
@@ -123,6 +164,75 @@ def test_stages_count_each_moment_once_and_stop_when_told() -> None:
     assert stages.seconds == before and "outer" not in vars(work)
 
 
+def test_a_gpu_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+
+    def synchronize(device: str) -> None:
+        waited.append(device)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    stages = Stages("cuda:0")
+    with stages.counted("a"):
+        pass
+    assert waited == ["cuda:0"] * 2 and 0.02 <= stages.seconds["a"] < 0.04
+    with Stages().counted("a"):
+        pass
+    assert len(waited) == 2
+
+
+def tiny() -> TrainConfig:
+    """A run of seconds; the 2 workers are real ones."""
+    return TrainConfig(
+        image_size=48,  # the least that the original's layers take
+        device="cpu",
+        render=RenderConfig(workers=2),
+        encoder=EncoderConfig(keypoints=4, width=4, decoder_width=8),
+        auxiliary=AuxiliaryConfig(steps_per_rollout=2, batch_size=8),
+        ppo=PPOConfig(envs=2, steps=8, batch_size=8, epochs=1, hidden=16),
+    )
+
+
+def test_whole_steps_of_all_stacks_are_timed(require_gl: None) -> None:
+    """The headline comparison, tiny; in a process of its own, as MuJoCo's renderer asks for its platform at once."""
+    code = """if True:
+        import json
+        from experiments.bench import training
+        from tests.experiments.test_bench import tiny
+        print(json.dumps(training.whole_steps(tiny(), 2)))
+    """
+    rows = in_its_own_process("-c", code)
+    assert [row["what"] for row in rows] == [training.NAIVE, training.BETWEEN, training.OURS]
+    stages = {"environments: step, render, transport", "encoder, forward", "decoder and losses, forward", "backward"}
+    for row in rows:
+        assert stages < set(row["shares"]) and min(row["shares"].values()) > 0
+        assert sum(row["shares"].values()) == pytest.approx(1.0)
+        assert row["times_first"] == pytest.approx(row["steps_per_second"] / rows[0]["steps_per_second"])
+    assert rows[0]["times_first"] == 1.0 and rows[0]["steps_per_second"] > 0
+    assert len(tables.training_table([{"section": "training", "device": "cpu"} | row for row in rows])) == 5
+
+
+def test_the_stack_in_between_differs_from_ours_in_the_network_alone() -> None:
+    config = tiny()
+    plain = training.with_the_originals_network(config)
+    assert dataclasses.replace(plain, encoder=config.encoder) == config
+    changed = {
+        f.name
+        for f in dataclasses.fields(EncoderConfig)
+        if getattr(plain.encoder, f.name) != getattr(config.encoder, f.name)
+    }
+    assert changed == {"layers", "view_weights", "depth", "decoded_views", "precision"}
+    assert plain.encoder.precision == "float32" and plain.encoder.keypoints == 4
+
+
+def test_networks_are_named_by_their_precision() -> None:
+    half, exact = learner.compared(True), learner.compared(False)
+    assert [config.precision for config in half.values()] == ["float32", "float32", "auto", "auto"]
+    assert [name.rpartition(", ")[2] for name in list(half)[1:]] == ["float32", *["bfloat16 convolutions"] * 2]
+    assert list(exact)[:2] == list(half)[:2] and len(exact) == 3 and all("bfloat16" not in name for name in exact)
+    assert len({config for config in list(half.values())[:2]}) == 1, "they differ in their formulation alone"
+
+
 def test_a_profile_names_the_stages(capsys: pytest.CaptureFixture) -> None:
     small = "--ppo.envs 2 --ppo.steps 8 --ppo.batch-size 8 --image-size 32 --rollouts 1 --threads 1 --render.workers 1"
     profile.main(small.split())
@@ -134,44 +244,129 @@ def test_a_profile_names_the_stages(capsys: pytest.CaptureFixture) -> None:
         profile.main(["--algorithm", "sac"])
 
 
-def test_a_section_is_measured_written_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def as_make_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark sets this one itself; here it is put back after the test."""
     monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("LP_NUM_THREADS", "")
+    monkeypatch.delenv("LP_NUM_THREADS")
+
+
+def test_a_section_is_measured_written_and_replaced(tmp_path: Path, as_make_sets_it: None) -> None:
     page = tmp_path / "speed.md"
-    page.write_text("<!-- table bench memory -->\n<!-- end -->\n")
-    docs = ["--docs", str(tmp_path)]
+    page.write_text("<!-- table bench memory -->\n<!-- end -->\n<!-- table bench memory-over-time -->\n<!-- end -->\n")
+    arguments = ["--only", "memory", "--minutes", "0.02", "--device", "cpu", "--docs", str(tmp_path)]
     old = [{"section": "memory", "device": "cpu", "what": "old"}, {"section": "memory", "device": "cuda", "what": "x"}]
     (tmp_path / "bench.json").write_text(json.dumps({"runs": [row | {"megabytes": 1.0} for row in old]}))
-    bench.main(["--only", "memory", "--device", "cpu", *docs])
-    rows = json.loads((tmp_path / "bench.json").read_text())["runs"]
+    bench.main(arguments)
+    records = json.loads((tmp_path / "bench.json").read_text())["runs"]
+    rows = [row for row in records if row["section"] == "memory"]
     assert [row["what"].split()[0] for row in rows] == ["x", "8", "replay"] and rows[-1]["machine"]
+    assert rows[-1]["command"] == f'make bench ARGS="{shlex.join(arguments)}"'
     assert 100 < rows[1]["megabytes"] < 3000 and 3600 < rows[2]["megabytes"] < 4000
-    assert f"| {rows[1]['what']} | {rows[1]['megabytes']:.0f} |" in page.read_text()
-    assert (tmp_path / "bench.png").is_file()
+    assert f"| cpu | {rows[1]['what']} | {rows[1]['megabytes']:.0f} |" in page.read_text()
+    assert len(page.read_text().splitlines()) == 4 + 5 + 5, "both tables are filled"
+    assert (tmp_path / "bench.png").is_file() and (tmp_path / "bench-memory.png").is_file()
+    check_memory_over_time([row for row in records if row["section"] == "memory-over-time"])
 
 
-def test_what_cannot_be_measured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MUJOCO_GL", "egl")
+def check_memory_over_time(rows: list[dict]) -> None:
+    main, workers, everything = tables.memory_curves(rows).values()
+    assert [len(curve) for curve in (main, workers, everything)] == [memory.MARKS] * 3
+    for parts in zip(main, workers, everything, strict=True):
+        sizes = [part["megabytes"] for part in parts]
+        assert sizes[2] == pytest.approx(sizes[0] + sizes[1]) and min(sizes[:2]) > 20
+    filled = [row["replay_filled"] for row in main]
+    assert filled[0] == 0 and filled[memory.MARKS // 3 + 1] >= 1 and filled[-1] >= 3.5, "it wraps, and early"
+    late = [row["megabytes"] for row in everything[memory.MARKS // 2 :]]
+    assert max(late) < 1.5 * min(late), "other processes come and go, and share pages with these"
+
+
+def test_the_loop_stores_what_an_off_policy_algorithm_does() -> None:
+    env = WorkerVecEnv([CountingEnv] * 2, 2)
+    try:
+        replay = FrameReplayBuffer(2 * 4, env.observation_space, env.action_space, "cpu", 2)
+        collect = memory.collector(env, replay, batch_size=3)
+        for _ in range(7):  # episodes of 5
+            collect()
+        drawn = replay._get_samples(np.arange(replay.counts.sum()))
+    finally:
+        env.close()
+    before, after = (np.ravel(part["proprio"][:, 0]) for part in (drawn.observations, drawn.next_observations))
+    assert list(after - before) == [1.0] * len(before) and 5.0 in after and replay.full
+    assert list(np.ravel(drawn.rewards)) == pytest.approx(list(after), abs=1.0), "the reward counts, too"
+
+
+def test_software_opengl_computes_in_one_thread(
+    tmp_path: Path, as_make_sets_it: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    monkeypatch.setitem(
+        bench.SECTIONS, "memory", lambda config, device: found.append(os.environ["LP_NUM_THREADS"]) or []
+    )
+    bench.main(["--only", "memory", "--docs", str(tmp_path)])
+    monkeypatch.setenv("LP_NUM_THREADS", "3")
+    bench.main(["--only", "memory", "--docs", str(tmp_path)])
+    assert found == ["0", "3"], "what somebody has set stays"
+
+
+def test_what_cannot_be_measured_is_told(as_make_sets_it: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="unknown section of the benchmark 'view'.*did you mean 'views'"):
         bench.main(["--only", "view"])
     monkeypatch.delenv("MUJOCO_GL")
     with pytest.raises(UserError, match="type make bench, or set MUJOCO_GL=egl"):
         bench.main([])
+    for name in ("seconds", "minutes"):
+        with pytest.raises(UserError, match=f"{name} must be above 0 and finite, got -1"):
+            bench.main([f"--{name}", "-1"])
+    assert bench.command([]) == "make bench"
 
 
-def test_tables_and_picture_of_all_sections(tmp_path: Path) -> None:
+def rows_of_all_sections() -> list[dict]:
     common = {"device": "cpu", "milliseconds": 10.0, "views_per_second": 300.0, "steps_per_second": 100.0}
-    rows = [
+    return [
         {"section": "views", "scene": "reach, 3 views", "what": "ours, gl", "times_defaults": 4.25, **common},
         {"section": "workers", "what": "2 workers", "times_first": 1.9, **common},
         {"section": "learner", "what": "ours", "times_first": 3.1, **common},
         {"section": "training", "what": "ours", "times_first": 11.0, "shares": {"backward": 0.4}, **common},
-        {"section": "growth", "varied": "views", "value": 6, **common},
+        {"section": "growth", "varied": "views", "value": 6, "unit": "gradient steps", **common},
         {"section": "memory", "what": "8 workers", "megabytes": 900.0, "device": "cpu"},
+        *(
+            {"section": "memory-over-time", "what": "2 workers", "device": "cpu", "replay_filled": 2.0 * minute}
+            | {"minute": minute, "megabytes": size}
+            for minute, size in ((0.0, 100.0), (1.0, 140.0), (2.0, 130.0), (3.0, 120.0))
+        ),
     ]
+
+
+def test_tables_and_pictures_of_all_sections(tmp_path: Path) -> None:
+    rows = rows_of_all_sections()
     for kind, table in tables.TABLES.items():
         lines = table(rows)
         assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1, kind
         assert table([]) == []
-    report.draw(rows, tmp_path / "bench.png")
-    assert (tmp_path / "bench.png").stat().st_size > 5000
+    assert tables.growth_table(rows)[2] == "| cpu | gradient steps | views | 6 | 100.0 |"
+    assert tables.TABLES["memory-over-time"](rows)[2] == "| cpu | 2 workers | 3.0 | 6.0 | 100 | 130 | 120 | 140 |"
+    for name, draw in {"bench.png": report.draw, "bench-memory.png": report.draw_memory}.items():
+        draw(rows, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 5000
     assert isinstance(reach(), BenchScene)
+
+
+def test_tables_and_pictures_tell_devices_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of_all_sections()
+    both = rows + [row | {"device": "cuda"} for row in rows]
+    for kind, table in tables.TABLES.items():
+        lines = table(both)
+        if kind == "stages":
+            assert lines[0] == "| stage, share of the time | ours (cpu) | ours (cuda) |"
+        else:
+            assert [line.split(" | ")[0] for line in lines[2:]] == ["| cpu", "| cuda"], kind
+            assert lines[0].startswith("| device |"), kind
+    assert report.device_marks(rows) == {"cpu": ""}
+    assert report.device_marks(both) == {"cpu": " (cpu)", "cuda": " (cuda)"}
+    for name, draw in {"bench.png": report.draw, "bench-memory.png": report.draw_memory}.items():
+        draw(both, tmp_path / name)
+        draw([], tmp_path / f"none-{name}")
+        assert (tmp_path / name).stat().st_size > 5000
+    assert not (tmp_path / "none-bench-memory.png").exists()
