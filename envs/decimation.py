@@ -2,8 +2,8 @@
 
 A compiled MuJoCo model holds each mesh in a frame of its own, which the compiler takes from the mesh's inertia. A mesh
 that was simplified before compiling would therefore get another frame, and geoms would have to be moved to match. So
-meshes are simplified after compiling, inside the model's own arrays: vertices stay in the frame that they have, and a
-face count below what was allocated is all that changes.
+meshes are simplified after compiling, inside the model's own arrays: vertices stay in the frame that they have, arrays
+keep their sizes, and a mesh's counts say how much of its part is in use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 import sys
 import tempfile
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import mujoco
@@ -21,8 +21,10 @@ import numpy as np
 
 from envs.simplify import FACES, SETTINGS, Mesh, simplify
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's keys: raise it where the code makes something else of the same mesh."""
+WORKER = "KP3D_RL_WORKER"
+"""Environment variable that is set in worker processes: a number that tells those that start together apart."""
 _ARRAYS = ("vertices", "faces", "normals", "coordinates")
 
 
@@ -32,7 +34,8 @@ def decimate_meshes(model: mujoco.MjModel) -> None:
     Geoms, their frames and bounding boxes stay as they are. A mesh that cannot be simplified stays whole, and one line
     on standard error says so.
 
-    :param model: compiled, not simulated with: its convex hulls still belong to the whole meshes.
+    :param model: compiled, not simulated with: simplified meshes have no convex hull, and a search tree for
+        :func:`mujoco.mj_ray` that still belongs to the whole ones.
     """
     for mesh_id in range(model.nmesh):
         if FACES[0] > 0.5 * model.mesh_facenum[mesh_id]:
@@ -73,11 +76,11 @@ def write_mesh(model: mujoco.MjModel, mesh_id: int, mesh: Mesh) -> None:
     :raises ValueError: where it has more vertices, faces or corners than there is room for.
     """
     textured = model.mesh_texcoordadr[mesh_id] >= 0
-    for distance in (0.02, 0.1, 0.3):  # as exactly as there is room for
-        normals, corner_normals = _shared(mesh.normals, distance)
-        if len(normals) <= model.mesh_normalnum[mesh_id]:
-            break
-    coordinates, corner_coordinates = _shared(mesh.coordinates, 1e-4) if textured else (np.zeros((0, 2)), None)
+    normals, corner_normals = _fitted(mesh.normals, (0.02, 0.1, 0.3), model.mesh_normalnum[mesh_id])
+    coordinates, corner_coordinates = np.zeros((0, 2)), None
+    if textured:
+        exactness = (1e-4, 1e-3, 3e-3, 1e-2)
+        coordinates, corner_coordinates = _fitted(mesh.coordinates, exactness, model.mesh_texcoordnum[mesh_id])
     fields = (
         ("vertices", mesh.vertices, model.mesh_vert, model.mesh_vertadr, model.mesh_vertnum),
         ("faces", mesh.faces, model.mesh_face, model.mesh_faceadr, model.mesh_facenum),
@@ -87,6 +90,7 @@ def write_mesh(model: mujoco.MjModel, mesh_id: int, mesh: Mesh) -> None:
     for what, values, _, _, room in fields:
         if len(values) > room[mesh_id]:
             raise ValueError(f"{len(values)} {what} do not fit where there were {room[mesh_id]}")
+    _clear_mesh(model, mesh_id)
     for _, values, array, address, count in fields:
         count[mesh_id] = len(values)
         if len(values):
@@ -94,6 +98,17 @@ def write_mesh(model: mujoco.MjModel, mesh_id: int, mesh: Mesh) -> None:
     _part(model.mesh_facenormal, model.mesh_faceadr, model.mesh_facenum, mesh_id)[:] = corner_normals
     if textured:
         _part(model.mesh_facetexcoord, model.mesh_faceadr, model.mesh_facenum, mesh_id)[:] = corner_coordinates
+
+
+def _clear_mesh(model: mujoco.MjModel, mesh_id: int) -> None:
+    """Leave nothing in a model that refers to vertices, normals or texture coordinates that a mesh is about to lose."""
+    # Faces that are left over become points: MuJoCo Warp takes all up to the next mesh, whatever their number says.
+    for corners in (model.mesh_face, model.mesh_facenormal, model.mesh_facetexcoord):
+        _part(corners, model.mesh_faceadr, model.mesh_facenum, mesh_id)[:] = 0
+    # Without a hull: of vertices that are not there, MuJoCo loads none, so that the model could not be sent or saved.
+    _part(model.mesh_polymapnum, model.mesh_vertadr, model.mesh_vertnum, mesh_id)[:] = 0
+    model.mesh_polynum[mesh_id] = 0
+    model.mesh_graphadr[mesh_id] = -1
 
 
 def cache_folder() -> Path:
@@ -127,9 +142,9 @@ def _load(path: Path, whole: Mesh) -> Mesh | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             mesh = Mesh(*(file[name] for name in _ARRAYS))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return mesh if _is_sound(mesh, whole) else None
+    except Exception:  # a damaged file makes numpy and zipfile raise errors of all kinds; each means to make it anew
         return None
-    return mesh if _is_sound(mesh, whole) else None
 
 
 def _is_sound(mesh: Mesh, whole: Mesh) -> bool:
@@ -166,7 +181,11 @@ _said: set[str] = set()
 
 
 def _say(line: str) -> None:
-    if line not in _said:  # once, however many meshes and environments there are
+    """Warn once, however many meshes, environments and worker processes there are.
+
+    Of workers that start together only the one whose number is 0 speaks; main processes have no number.
+    """
+    if line not in _said and os.environ.get(WORKER, "0") == "0":
         _said.add(line)
         print(f"warning: {line}", file=sys.stderr)
 
@@ -175,6 +194,15 @@ def _part(values: np.ndarray, addresses: np.ndarray, counts: np.ndarray, mesh_id
     """The rows of a model's array that belong to one mesh; writing to them writes to the model."""
     start = int(addresses[mesh_id])
     return values[start : start + int(counts[mesh_id])]
+
+
+def _fitted(values: np.ndarray, distances: Sequence[float], room: int) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`_shared` gives for the first distance by which there is room for it, or else for the last."""
+    for distance in distances:
+        found = _shared(values, distance)
+        if len(found[0]) <= room:
+            break
+    return found
 
 
 def _shared(values: np.ndarray, distance: float) -> tuple[np.ndarray, np.ndarray]:

@@ -26,8 +26,15 @@ LOOK_PIXELS = 48
 """Pixels per side of the depth images in which meshes are compared."""
 LOOK_DEPTH = 0.3
 """Difference in depth, relative to the largest side, that counts as much as a hole."""
+LOOK_SPACING = 0.7
+"""Distance of the points that are drawn, in a 48th of the largest side (a pixel is 1.8 of them): dense, so that what is
+compared are surfaces and not where the points of each happen to lie."""
+INSET = 0.1
+"""Way from a new face's corner to its centre that lies between the corner and the place that it looks like."""
+SEAM = 2.0
+"""Texture coordinates that span so many times what the whole mesh's texture spans there lie on two sides of a seam."""
 
-SETTINGS = (FACES, TOLERANCE, WELDS, SHELL_CELLS, LOOK_PIXELS, LOOK_DEPTH)
+SETTINGS = (FACES, TOLERANCE, WELDS, SHELL_CELLS, LOOK_PIXELS, LOOK_DEPTH, LOOK_SPACING, INSET, SEAM)
 """All that decides what comes out, for who keeps it."""
 
 
@@ -150,26 +157,41 @@ def _boundary(solid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _samples(surface: Surface, distance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points (p, 3) that cover a surface at about this distance from each other, and the face (p,) of each."""
+    """Points (p, 3) that cover a surface at about this distance from each other, and the face (p,) of each.
+
+    They lie in rows along each face's longest side, as many as its height asks for, each row with as many points as it
+    is long: a thin face costs by its length and not by its square.
+    """
     vertices, faces = surface
     corners = vertices[faces].astype(np.float64)
-    sides = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=-1).max(1)
-    points, owners = [], []
-    steps = np.maximum(1, np.ceil(sides / distance).astype(int))
-    for count in np.unique(steps):  # all faces that are divided alike at once
-        chosen = np.flatnonzero(steps == count)
-        i, j = np.meshgrid(np.arange(count + 1), np.arange(count + 1), indexing="ij")
-        i, j = i[i + j <= count] / count, j[i + j <= count] / count
-        weights = np.stack([1.0 - i - j, i, j], -1)
-        points.append((weights @ corners[chosen]).reshape(-1, 3))
-        owners.append(np.repeat(chosen, len(weights)))
-    return np.concatenate(points), np.concatenate(owners)
+    lengths = np.linalg.norm(np.roll(corners, -1, axis=1) - corners, axis=-1)
+    turned = (lengths.argmax(1)[:, None] + np.arange(3)) % 3  # the longest side first, its opposite corner last
+    corners = np.take_along_axis(corners, turned[..., None], 1)
+    longest = lengths.max(1)
+    height = np.linalg.norm(_cross(corners), axis=-1) / np.maximum(longest, 1e-30)
+    rows = np.maximum(1, np.ceil(height / distance).astype(int))
+    face, row = _count_up(rows + 1)
+    up = row / rows[face]
+    steps = np.ceil((1.0 - up) * longest[face] / distance).astype(int)
+    in_row, step = _count_up(steps + 1)
+    owners, up = face[in_row], up[in_row]
+    along = (1.0 - up) * step / np.maximum(steps, 1)[in_row]
+    points = np.zeros((len(owners), 3))
+    for corner, weight in enumerate((1.0 - up - along, along, up)):
+        points += weight[:, None] * corners[owners, corner]
+    return points, owners
+
+
+def _count_up(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For counts (n,): each index as often as it counts, and beside it 0, 1, 2 and so on up to its count."""
+    index = np.repeat(np.arange(len(counts)), counts)
+    return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _looks(surface: Surface, centre: np.ndarray, size: float) -> np.ndarray:
     """(26, pixels, pixels) depth images from all sides, in sizes; -inf where nothing faces the viewer."""
     vertices, faces = surface
-    points, owners = _samples(surface, 1.2 * size / LOOK_PIXELS)
+    points, owners = _samples(surface, LOOK_SPACING * size / LOOK_PIXELS)
     normals = _cross(vertices[faces])[owners]
     images = np.full((len(_DIRECTIONS), LOOK_PIXELS, LOOK_PIXELS), -np.inf)
     for image, direction in zip(images, _DIRECTIONS, strict=True):
@@ -190,26 +212,52 @@ def _difference(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(errors[np.isfinite(wanted) | np.isfinite(found)].mean())
 
 
-def _attributes(whole: Mesh, corners: np.ndarray, candidates: int = 12) -> tuple[np.ndarray, np.ndarray]:
+def _attributes(whole: Mesh, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Normals and texture coordinates of new faces' corners, at (f, 3, 3), from the whole mesh."""
-    inside = corners + 0.1 * (corners.mean(1, keepdims=True) - corners)  # off the edges: each face asks for its side
-    asked = inside.reshape(-1, 3)
-    facing = np.repeat(_unit(_cross(corners)), 3, axis=0)
-    old = whole.vertices[whole.faces].astype(np.float64)
-    _, near = cKDTree(old.mean(1)).query(asked, k=min(candidates, len(old)))
-    near = near.reshape(len(asked), -1)
-    weights = _nearest_in_triangle(asked[:, None], old[near])
-    distances = np.linalg.norm((weights[..., None] * old[near]).sum(-2) - asked[:, None], axis=-1)
-    turned_away = (_unit(_cross(old))[near] * facing[:, None]).sum(-1) < 0.2
-    best = (distances + turned_away * np.ptp(whole.vertices, axis=0).max()).argmin(1)
-    rows = np.arange(len(asked))
-    face, weight = near[rows, best], weights[rows, best][..., None]
-    normals = _unit((weight * whole.normals[face]).sum(1))
-    normals = np.where(np.isfinite(normals).all(-1, keepdims=True), normals, facing).astype(np.float32)
+    centres = corners.mean(1, keepdims=True)
+    inside = corners + INSET * (centres - corners)  # off the edges: each face asks for its side
+    facing = _unit(_cross(corners))
+    face, weight = _nearest_faces(whole, np.concatenate([inside, centres], 1), facing)
+    normals = _unit((weight[:, :3, :, None] * whole.normals[face[:, :3]]).sum(2))
+    normals = np.where(np.isfinite(normals).all(-1, keepdims=True), normals, facing[:, None]).astype(np.float32)
     if not len(whole.coordinates):
-        return normals.reshape(-1, 3, 3), np.zeros((0, 3, 2), np.float32)
-    coordinates = (weight * whole.coordinates[face]).sum(1).astype(np.float32)
-    return normals.reshape(-1, 3, 3), coordinates.reshape(-1, 3, 2)
+        return normals, np.zeros((0, 3, 2), np.float32)
+    coordinates = (weight[:, :3, :, None] * whole.coordinates[face[:, :3]]).sum(2)
+    middle = coordinates.mean(1, keepdims=True)
+    coordinates = middle + (coordinates - middle) / (1.0 - INSET)  # from where was asked out to the corners again
+    return normals, _on_one_side_of_seams(whole, corners, coordinates, face).astype(np.float32)
+
+
+def _nearest_faces(
+    whole: Mesh, points: np.ndarray, facing: np.ndarray, candidates: int = 12
+) -> tuple[np.ndarray, np.ndarray]:
+    """Faces (f, p) nearest to points (f, p, 3) that face as ``facing`` (f, 3), and weights (f, p, 3) of their corners.
+
+    :param candidates: faces whose centres are nearest, among which is searched.
+    """
+    old = whole.vertices[whole.faces].astype(np.float64)
+    _, near = cKDTree(old.mean(1)).query(points, k=np.arange(1, min(candidates, len(old)) + 1))
+    weights = _nearest_in_triangle(points[..., None, :], old[near])
+    distances = np.linalg.norm((weights[..., None] * old[near]).sum(-2) - points[..., None, :], axis=-1)
+    turned_away = (_unit(_cross(old))[near] * facing[:, None, None]).sum(-1) < 0.2
+    best = (distances + turned_away * np.ptp(whole.vertices, axis=0).max()).argmin(-1)[..., None]
+    return np.take_along_axis(near, best, -1)[..., 0], np.take_along_axis(weights, best[..., None], -2)[..., 0, :]
+
+
+def _on_one_side_of_seams(whole: Mesh, corners: np.ndarray, found: np.ndarray, face: np.ndarray) -> np.ndarray:
+    """Texture coordinates (f, 3, 2) of faces whose corners found theirs on different sides of a seam, on one side.
+
+    There all three go on from the old face at the centre, past the seam, as if its texture had no end.
+
+    :param found: (f, 3, 2) what each corner found for itself.
+    :param face: (f, 4) old faces at the corners and at the centre; what they span tells what is usual there.
+    """
+    old = whole.vertices[whole.faces[face]].astype(np.float64)
+    weights = _weights_in_plane(corners[:, None], old[:, :, None])  # (f, 4 old faces, 3 corners, 3)
+    going_on = np.einsum("fock,fokd->focd", weights, whole.coordinates[face].astype(np.float64))
+    usual = np.ptp(going_on, axis=2).max((1, 2))
+    torn = np.ptp(found, axis=1).max(1) > SEAM * usual
+    return np.where(torn[:, None, None], going_on[:, 3], found)
 
 
 def _nearest_in_triangle(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
@@ -217,13 +265,18 @@ def _nearest_in_triangle(points: np.ndarray, triangles: np.ndarray) -> np.ndarra
 
     The projection onto the plane with negative weights cut off: exact above the triangle, close enough beside it.
     """
+    found = np.clip(_weights_in_plane(points, triangles), 0.0, None)
+    return found / np.maximum(found.sum(-1, keepdims=True), 1e-12)
+
+
+def _weights_in_plane(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """(..., 3) barycentric weights of points (..., 3) projected onto the planes of triangles (..., 3, 3)."""
     a, b, c = triangles[..., 0, :], triangles[..., 1, :], triangles[..., 2, :]
     normal = np.cross(b - a, c - a)
     area = np.maximum((normal**2).sum(-1), 1e-30)
     v = (np.cross(points - a, c - a) * normal).sum(-1) / area
     w = (np.cross(b - a, points - a) * normal).sum(-1) / area
-    found = np.clip(np.stack([1.0 - v - w, v, w], -1), 0.0, None)
-    return found / np.maximum(found.sum(-1, keepdims=True), 1e-12)
+    return np.stack([1.0 - v - w, v, w], -1)
 
 
 def _cross(corners: np.ndarray) -> np.ndarray:

@@ -218,7 +218,7 @@ class _Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, str(theirs.fileno()), str(self._memory)],
             pass_fds=(theirs.fileno(), self._memory),
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "KP3D_RL_WORKER": str(self.rows[0])},
         )
         theirs.close()
         self.number = 0  # of the newest command; what makes the environments is the first
