@@ -54,7 +54,7 @@ def require_action_space(algorithm: str, space: spaces.Space, name: str | None =
 
 
 class TensorObservations(BaseModel):
-    """Acts on observations of which some are tensors already, as :class:`agents.batch_env.BatchVecEnv` hands them out."""
+    """Acts on observations of which some are tensors already, as :class:`agents.batch_env.BatchVecEnv` gives them."""
 
     def obs_to_tensor(self, observation: dict[str, Any]) -> tuple[dict[str, Tensor], bool]:
         """An observation as tensors on the policy's device.

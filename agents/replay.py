@@ -83,7 +83,7 @@ class FrameReplayBuffer(ReplayBuffer):
     :param n_envs: environments that step side by side.
     :param optimize_memory_usage: must be False; that is SB3's own way, which knows no Dict.
     :param handle_timeout_termination: an episode that only ran out of time is not ``done``.
-    :param on_device: entries whose frames are kept on ``device``; the environment should hand them out as tensors there.
+    :param on_device: entries whose frames are kept on ``device``, where the environment should hand them out.
     :raises UserError: where it does not fit into the free memory.
     """
 

@@ -137,7 +137,7 @@ def _build_off_policy(config: TrainConfig, shared: dict[str, Any]) -> BaseAlgori
 
 
 def on_device(env: VecEnv) -> tuple[str, ...]:
-    """Entries of the observation that the environment hands out as tensors, which the replay then keeps where they are."""
+    """Entries of the observation that the environment hands out as tensors: the replay keeps them where they are."""
     return ("images",) if renders_on_device(env) else ()
 
 

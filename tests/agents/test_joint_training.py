@@ -206,7 +206,9 @@ def test_warmup_and_extra_steps_train_keypoints_and_leave_the_policy() -> None:
 @pytest.mark.parametrize("batch_size", [3, 5])
 def test_unsupervised_steps_take_batches_of_the_stated_size(batch_size: int) -> None:
     model, sizes = make_model(), []
-    model.policy.decoder.views[0].register_forward_hook(lambda _, inputs, drawn: sizes.append((len(drawn), drawn.requires_grad)))
+    model.policy.decoder.views[0].register_forward_hook(
+        lambda _, inputs, drawn: sizes.append((len(drawn), drawn.requires_grad))
+    )
     config = AuxiliaryConfig(warmup_frames=16, warmup_steps=4, steps_per_rollout=0, batch_size=batch_size, joint=False)
     model.learn(32, callback=AuxiliaryCallback(config))
     assert [size for size, trained in sizes if trained] == [batch_size] * 4
