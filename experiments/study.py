@@ -38,6 +38,7 @@ class Condition:
     :param program: "train" or "pretrain".
     :param ablate: evaluate also on changed observations.
     :param probe: judge the keypoints.
+    :param cores: that a run computes and renders on; 0 is all of them, for runs one at a time (``--jobs 1``).
     """
 
     name: str
@@ -46,6 +47,7 @@ class Condition:
     program: str = "train"
     ablate: bool = False
     probe: bool = False
+    cores: int = 1
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ STUDIES = {
             Condition("8 keypoints", f"{SHORT} --encoder.keypoints 8", 3, "pretrain", probe=True),
         ),
     ),
+    "speed": Study("reach-multiview", (Condition("default on all cores", seeds=3, cores=0),)),
     "redrawn": Study(
         "reach-multiview",
         (
@@ -150,14 +153,20 @@ class Job:
     @property
     def command(self) -> str:
         """What a person would type to train it."""
-        arguments = " ".join(filter(None, [self.condition.arguments, "--threads 1"]))
+        arguments = " ".join([*self.condition.arguments.split(), *self.limits])
         return f'make {self.condition.program} ENV={self.env} RUN={self.run} SEED={self.seed} ARGS="{arguments}"'
+
+    @property
+    def limits(self) -> list[str]:
+        """Options that keep a run to its cores."""
+        cores = self.condition.cores
+        return ["--threads", str(cores), "--render.workers", str(cores)] if cores else []
 
     def steps(self) -> list[list[str]]:
         """The programs that are still to be run, in this order."""
         found = []
         if not (self.folder / "done").is_file():
-            options = ["--env", self.env, "--run", self.run, "--seed", str(self.seed), "--threads", "1"]
+            options = ["--env", self.env, "--run", self.run, "--seed", str(self.seed), *self.limits]
             found.append([self.condition.program, *options, *self.condition.arguments.split()])
         path = ["--run", str(self.folder)]
         if self.condition.program == "train" and not (self.folder / "eval.json").is_file():
@@ -215,13 +224,13 @@ def chosen(config: StudyConfig) -> list[Job]:
 
 
 def perform(job: Job) -> str | None:
-    """Do what is missing of a run, on one thread; its output goes to a log beside the run folder.
+    """Do what is missing of a run, on its cores; its output goes to a log beside the run folder.
 
     :return: the run's name if a program failed.
     """
     if job.folder.exists() and not (job.folder / "done").is_file():  # stopped half-way: kept, but not in the way
         job.folder.rename(job.folder.with_name(f"{job.run}-stopped-{time.strftime('%Y%m%d-%H%M%S')}"))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | ({"OMP_NUM_THREADS": str(job.condition.cores)} if job.condition.cores else {})
     log = job.folder.with_name(f"{job.run}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     for program, *arguments in job.steps():

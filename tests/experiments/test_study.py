@@ -31,7 +31,8 @@ def test_every_condition_is_a_valid_command_line(name: str, tmp_path: Path, monk
     for job in study.chosen(StudyConfig(name)):
         program, *arguments = job.steps()[0]
         config = parse({"train": TrainConfig, "pretrain": PretrainConfig}[program], arguments)
-        assert config.seed == job.seed and config.run == job.run and config.threads == 1
+        assert config.seed == job.seed and config.run == job.run
+        assert config.threads == config.render.workers == job.condition.cores == (name != "speed")
         assert f"make {program} ENV={config.env} RUN={config.run} SEED={config.seed}" in job.command
 
 
