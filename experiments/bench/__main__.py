@@ -17,6 +17,7 @@ from typing import Any
 
 from envs.errors import UserError, unknown
 from experiments.bench import learner, memory, training, views
+from experiments.bench.looks import looks
 from experiments.bench.report import write
 from experiments.bench.scenes import hammer, reach
 from experiments.building import choose_device, use_threads
@@ -54,6 +55,7 @@ SECTIONS: dict[str, Callable[[BenchConfig, str], Rows]] = {
         *views.renderers(hammer(), config.seconds, device),
         *views.renderers(reach(), config.seconds, device),
     ],
+    "looks": lambda config, device: looks(config.docs),
     "workers": lambda config, device: views.workers(config.seconds),
     "learner": lambda config, device: learner.formulations(config.seconds, device),
     "training": lambda config, device: training.whole_steps(TrainConfig(device=device), max(1, round(config.seconds))),
@@ -83,6 +85,7 @@ def main(argv: Sequence[str]) -> None:
     for name in names:
         if name not in SECTIONS:
             raise unknown("section of the benchmark", name, SECTIONS)
+    config.docs.mkdir(parents=True, exist_ok=True)
     rows: Rows = []
     made = {"device": device, "command": command(argv)}
     for number, name in enumerate(names, 1):

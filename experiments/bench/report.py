@@ -19,10 +19,9 @@ def write(docs: Path, rows: Rows) -> None:
 
     Sections that were not measured this time stay as they were.
 
-    :param docs: folder to write to.
+    :param docs: folder to write to, which exists.
     :param rows: each with its ``section`` and ``device``.
     """
-    docs.mkdir(exist_ok=True)
     path = docs / "bench.json"
     measured = {(row["section"], row["device"]) for row in rows}
     before = json.loads(path.read_text())["runs"] if path.is_file() else []

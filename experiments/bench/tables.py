@@ -29,6 +29,27 @@ def views_table(rows: Rows) -> list[str]:
     )
 
 
+def looks_table(rows: Rows) -> list[str]:
+    """How far light views are from what the task's file asks for, and the ray tracer from OpenGL."""
+    heads = ("device", "scene", "compared", "mean difference, of 255", "IoU of geoms, mean", "least", "geoms")
+    return _table(
+        heads,
+        [
+            (
+                row["device"],
+                row["scene"],
+                row["what"],
+                f"{row['difference']:.1f}",
+                f"{row['iou']:.3f}",
+                f"{row['least_iou']:.2f}",
+                str(row["geoms"]),
+            )
+            for row in rows
+            if row["section"] == "looks"
+        ],
+    )
+
+
 def workers_table(rows: Rows) -> list[str]:
     """Views per second of one and more worker processes."""
     rows = [row for row in rows if row["section"] == "workers"]
@@ -122,6 +143,7 @@ def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
 
 TABLES: dict[str, Callable[[Rows], list[str]]] = {
     "views": views_table,
+    "looks": looks_table,
     "workers": workers_table,
     "learner": learner_table,
     "training": training_table,

@@ -22,9 +22,10 @@ from agents.callbacks import AuxiliaryConfig
 from agents.replay import FrameReplayBuffer
 from agents.workers import WorkerVecEnv
 from envs.errors import UserError
+from envs.registry import env_ids
 from envs.renderers import gl_info
 from experiments.bench import __main__ as bench
-from experiments.bench import learner, memory, profile, report, tables, training, views
+from experiments.bench import learner, looks, memory, profile, report, tables, training, views
 from experiments.bench.original import ORIGINAL, use_original_formulation
 from experiments.bench.scenes import BenchScene, reach
 from experiments.bench.stages import Stages
@@ -310,6 +311,27 @@ def test_software_opengl_computes_in_one_thread(
     assert found == ["0", "3"], "what somebody has set stays"
 
 
+def test_looks_are_compared_geom_by_geom() -> None:
+    black, bright = np.zeros((2, 10, 10, 3), np.uint8), np.zeros((2, 10, 10, 3), np.uint8)
+    bright[1] = 6
+    one = np.full((2, 10, 10), -1)
+    one[0, :5], one[0, 9] = 3, 4  # 50 pixels of geom 3, and 10 of geom 4: too few to count
+    other = one.copy()
+    other[0, 4], other[0, 9] = -1, -1
+    found = looks.compared((black, one), (bright, other))
+    assert found == {"difference": 6.0, "iou": 0.8, "least_iou": 0.8, "geoms": 1}
+
+
+def test_every_task_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_gl: None) -> None:
+    monkeypatch.setattr(looks, "hammer", lambda pixels: looks.task("reach-multiview", pixels))
+    rows = looks.looks(tmp_path, 96)
+    assert {row["scene"] for row in rows} == {f"{name}, 96 px" for name in env_ids()}
+    assert "simplified against whole meshes" in {row["what"] for row in rows}
+    assert all(0.85 < row["least_iou"] <= row["iou"] and row["geoms"] > 10 for row in rows)
+    assert 0.3 < max(row["difference"] for row in rows) < 4, "lights and shadows differ"
+    assert (tmp_path / "bench-looks.png").stat().st_size > 10_000
+
+
 def test_what_cannot_be_measured_is_told(as_make_sets_it: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="unknown section of the benchmark 'view'.*did you mean 'views'"):
         bench.main(["--only", "view"])
@@ -326,6 +348,8 @@ def rows_of_all_sections() -> list[dict]:
     common = {"device": "cpu", "milliseconds": 10.0, "views_per_second": 300.0, "steps_per_second": 100.0}
     return [
         {"section": "views", "scene": "reach, 3 views", "what": "ours, gl", "times_defaults": 4.25, **common},
+        {"section": "looks", "scene": "reach", "what": "warp against gl", "device": "cpu"}
+        | {"difference": 0.6, "iou": 0.987, "least_iou": 0.96, "geoms": 37},
         {"section": "workers", "what": "2 workers", "times_first": 1.9, **common},
         {"section": "learner", "what": "ours", "times_first": 3.1, **common},
         {"section": "training", "what": "ours", "times_first": 11.0, "shares": {"backward": 0.4}, **common},
