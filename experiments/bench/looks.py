@@ -1,4 +1,4 @@
-"""What speed costs in looks: light views against those that the task's file asks for, and one renderer against another."""
+"""What speed costs in looks: light views against what the task's file asks for, and one renderer against another."""
 
 from __future__ import annotations
 
