@@ -22,24 +22,26 @@ from experiments.config import TrainConfig
 
 Row = dict[str, Any]
 REST = "the rest: buffers, advantages, quality, logs"
-NAIVE = "naive: Gymnasium's renderer per camera, SubprocVecEnv, the original's network and formulation"
-BETWEEN = "ours, with the original's network"
+NAIVE = "naive: Gymnasium's renderer per camera, SubprocVecEnv, the original's network at its sizes, 108 px"
+SMALLER = "naive, at our sizes: the same with our number of pixels, keypoints and filters"
+BETWEEN = "ours, with the original's network at our sizes"
 OURS = "ours"
 
 
 def whole_steps(config: TrainConfig, rollouts: int) -> list[Row]:
-    """Steps per second of both and of what lies between, and where the time goes.
+    """Steps per second of the naive stack, of ours and of what lies between, and where the time goes.
 
-    The one in between has the naive stack's network: from the first to it environments and formulation change, from it
-    to ours the network and its precision.
+    From the first to the second the sizes change, from it to the third environments and formulation, from it to ours
+    the network and its precision.
 
     :param config: of our run.
     :param rollouts: of ours that are timed, after a first one that is not; of the others, which are slow, one.
     """
     plain = with_the_originals_network(config)
-    naive = naive_env(config.env, config.image_size, config.envs)
+    large = with_the_originals_sizes(config)
     found = {
-        NAIVE: timed_training(plain, naive, 1, original=True),
+        NAIVE: timed_training(large, naive_env(large.env, large.image_size, large.envs), 1, original=True),
+        SMALLER: timed_training(plain, naive_env(plain.env, plain.image_size, plain.envs), 1, original=True),
         BETWEEN: timed_training(plain, make_training_env(plain), 1),
         OURS: timed_training(config, make_training_env(config), rollouts),
     }
@@ -56,6 +58,17 @@ def with_the_originals_network(config: TrainConfig) -> TrainConfig:
     """
     fields = {name: getattr(ORIGINAL, name) for name in ("layers", "view_weights", "depth", "decoded_views")}
     return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, precision="float32", **fields))
+
+
+def with_the_originals_sizes(config: TrainConfig, pixels: int = 108) -> TrainConfig:
+    """The same run with all of the original's network, in float32; images have the size that it crops them to.
+
+    :param config: of a run.
+    :param pixels: height and width of a view.
+    """
+    sizes = {name: getattr(ORIGINAL, name) for name in ("keypoints", "width", "decoder_width")}
+    plain = with_the_originals_network(config)
+    return dataclasses.replace(plain, image_size=pixels, encoder=dataclasses.replace(plain.encoder, **sizes))
 
 
 def timed_training(

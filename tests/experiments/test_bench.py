@@ -203,14 +203,14 @@ def test_whole_steps_of_all_stacks_are_timed(require_gl: None) -> None:
         print(json.dumps(training.whole_steps(tiny(), 2)))
     """
     rows = in_its_own_process("-c", code)
-    assert [row["what"] for row in rows] == [training.NAIVE, training.BETWEEN, training.OURS]
+    assert [row["what"] for row in rows] == [training.NAIVE, training.SMALLER, training.BETWEEN, training.OURS]
     stages = {"environments: step, render, transport", "encoder, forward", "decoder and losses, forward", "backward"}
     for row in rows:
         assert stages < set(row["shares"]) and min(row["shares"].values()) > 0
         assert sum(row["shares"].values()) == pytest.approx(1.0)
         assert row["times_first"] == pytest.approx(row["steps_per_second"] / rows[0]["steps_per_second"])
     assert rows[0]["times_first"] == 1.0 and rows[0]["steps_per_second"] > 0
-    assert len(tables.training_table([{"section": "training", "device": "cpu"} | row for row in rows])) == 5
+    assert len(tables.training_table([{"section": "training", "device": "cpu"} | row for row in rows])) == 6
 
 
 def test_the_stack_in_between_differs_from_ours_in_the_network_alone() -> None:
@@ -224,6 +224,11 @@ def test_the_stack_in_between_differs_from_ours_in_the_network_alone() -> None:
     }
     assert changed == {"layers", "view_weights", "depth", "decoded_views", "precision"}
     assert plain.encoder.precision == "float32" and plain.encoder.keypoints == 4
+    large = training.with_the_originals_sizes(config)
+    sizes = {"image_size": config.image_size, "encoder": plain.encoder}
+    assert dataclasses.replace(large, **sizes) == plain and large.image_size == 108
+    encoder = large.encoder
+    assert (encoder.keypoints, encoder.width, encoder.decoder_width) == (32, 16, 64)
 
 
 def test_networks_are_named_by_their_precision() -> None:
