@@ -205,6 +205,21 @@ def test_interrupts_are_the_parents_business(counting: WorkerVecEnv) -> None:
     assert counting.step(ACTIONS)[0]["proprio"][:, 0].tolist() == [1, 1, 1] and counting.workers.deaths == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_workers_keep_to_their_cores_where_they_fill_them() -> None:
+    before = os.sched_getaffinity(0)
+    cores = sorted(before)[:2]
+    os.sched_setaffinity(0, cores)
+    try:
+        for count, expected in ((1, [set(cores)]), (3, [{cores[0]}, {cores[-1]}, {cores[0]}])):
+            env = WorkerVecEnv([CountingEnv] * 3, workers=count)
+            found = [os.sched_getaffinity(pid) for pid in env.workers.pids]
+            env.close()
+            assert found == expected or (len(cores) == 1 and found == [set(cores)] * count)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 @pytest.mark.parametrize("how", ["kill", "exit", "close"])
 def test_nothing_is_left_behind(how: str) -> None:
     code = f"""
