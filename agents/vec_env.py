@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from agents.seam import NonFiniteError
-from agents.workers import WorkerVecEnv
+from agents.worker_env import WorkerVecEnv
 
 
 class NormalizeReward(VecEnvWrapper):

@@ -282,8 +282,8 @@ def _cores_of(workers: int) -> list[int | None]:
     """The core that each worker is kept to; None where there are more cores than workers.
 
     They all start to work at the same instant, again and again: left to itself, the system was seen to put them onto
-    each other's cores, which cost about a tenth of the speed. With cores to spare it does better itself, since it knows what
-    else is running.
+    each other's cores, which cost about a tenth of the speed. With cores to spare it does better itself, since it knows
+    what else is running.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if not cores or workers < len(cores):

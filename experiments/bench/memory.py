@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from agents.replay import FrameReplayBuffer, replay_bytes
-from agents.workers import WorkerVecEnv
+from agents.worker_env import WorkerVecEnv
 from envs import registry
 from experiments.bench.tables import OVER_TIME
 from experiments.bench.timing import race

@@ -153,7 +153,7 @@ def workers(seconds: float, counts: Sequence[int] = (1, 2), envs: int = 8, pixel
     :param envs: environments that they share.
     :param pixels: height and width of a view.
     """
-    from agents.workers import WorkerVecEnv
+    from agents.worker_env import WorkerVecEnv
 
     make = functools.partial(registry.make, "reach-multiview", height=pixels, width=pixels)
     pools = {f"{count} worker{'s' * (count > 1)}": WorkerVecEnv([make] * envs, count) for count in counts}

@@ -20,7 +20,7 @@ import torch
 from agents.buffers import to_tensors
 from agents.callbacks import AuxiliaryConfig
 from agents.replay import FrameReplayBuffer
-from agents.workers import WorkerVecEnv
+from agents.worker_env import WorkerVecEnv
 from envs.errors import UserError
 from envs.registry import env_ids
 from envs.renderers import gl_info

@@ -17,7 +17,7 @@ from agents.batch_env import BatchVecEnv
 from agents.callbacks import AuxiliaryConfig
 from agents.scene import Scene
 from agents.vec_env import NormalizeReward
-from agents.workers import WorkerVecEnv
+from agents.worker_env import WorkerVecEnv
 from experiments import building
 from experiments.algorithms import build_model
 from experiments.building import make_training_env

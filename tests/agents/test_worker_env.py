@@ -17,7 +17,7 @@ import pytest
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.vec_env import make_vec_env
-from agents.workers import WorkerVecEnv
+from agents.worker_env import WorkerVecEnv
 from envs import registry, workers
 from envs.errors import UserError
 from tests.counting import CountingEnv
@@ -224,7 +224,7 @@ def test_workers_keep_to_their_cores_where_they_fill_them() -> None:
 def test_nothing_is_left_behind(how: str) -> None:
     code = f"""
 import os, signal, sys, time
-from agents.workers import WorkerVecEnv
+from agents.worker_env import WorkerVecEnv
 from tests.counting import CountingEnv
 env = WorkerVecEnv([CountingEnv] * 4, workers=2)
 env.reset()
