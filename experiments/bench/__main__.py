@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from envs.errors import UserError, unknown
 from experiments.bench import learner, memory, training, views
 from experiments.bench.looks import looks
@@ -87,11 +89,19 @@ def main(argv: Sequence[str]) -> None:
             raise unknown("section of the benchmark", name, SECTIONS)
     config.docs.mkdir(parents=True, exist_ok=True)
     rows: Rows = []
-    made = {"device": device, "command": command(argv)}
+    made = {"device": card(device), "command": command(argv)}
     for number, name in enumerate(names, 1):
         print(f"[{number}/{len(names)}] {name}", file=sys.stderr, flush=True)
         rows += [{"section": name} | made | row for row in SECTIONS[name](config, device)]
     write(config.docs, rows)
+
+
+def card(device: str) -> str:
+    """What a device is called in tables: a GPU by the name of the card.
+
+    :param device: as torch calls it.
+    """
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def command(argv: Sequence[str]) -> str:

@@ -337,6 +337,18 @@ def test_every_task_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "bench-looks.png").stat().st_size > 10_000
 
 
+def test_a_gpu_is_called_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_make_sets_it: None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card of {device}")
+    monkeypatch.setattr(bench, "choose_device", lambda name: "cuda:1")
+    row = {"what": "x", "megabytes": 1.0}
+    monkeypatch.setitem(bench.SECTIONS, "memory", lambda config, device: [row | {"asked": device}])
+    bench.main(["--only", "memory", "--docs", str(tmp_path)])
+    (found,) = json.loads((tmp_path / "bench.json").read_text())["runs"]
+    assert found["device"] == "card of cuda:1" and found["asked"] == "cuda:1" and bench.card("cpu") == "cpu"
+
+
 def test_what_cannot_be_measured_is_told(as_make_sets_it: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="unknown section of the benchmark 'view'.*did you mean 'views'"):
         bench.main(["--only", "view"])
