@@ -30,6 +30,7 @@ import gymnasium as gym
 import numpy as np
 
 from envs import registry
+from envs.decimation import WORKER
 from envs.errors import UserError
 from envs.worker import map_arrays, require_same_spaces
 
@@ -222,7 +223,7 @@ class _Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, str(theirs.fileno()), str(self._memory)],
             pass_fds=(theirs.fileno(), self._memory),
-            env=os.environ | {"OMP_NUM_THREADS": "1", "KP3D_RL_WORKER": str(self.rows[0])},
+            env=os.environ | {"OMP_NUM_THREADS": "1", WORKER: str(self.rows[0])},
         )
         theirs.close()
         if self._core is not None:
