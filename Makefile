@@ -8,12 +8,13 @@ GL := $(if $(filter Linux,$(shell uname -s)),MUJOCO_GL=$${MUJOCO_GL:-egl})
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study train pretrain evaluate probe video bench profile preview doctor test lint clean
+.PHONY: help setup study train pretrain evaluate export probe video bench profile soak preview doctor test lint clean
 
 help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Options: ENV=reach-multiview (or any Gymnasium id with CAMERAS=file.yaml)  RUN=name  SEED=0  DEVICE=auto|cpu|cuda"
+	@echo "         RESUME=runs/…/name  goes on with a run that was stopped or killed, as if nothing had happened"
 	@echo "         ARGS=\"--total-steps 20000\"  (any option of the program; ARGS=--help lists them)"
 	@echo "Set-up:  INTERPRETER=python3.12 (default: the first Python >= 3.11 found)"
 	@echo "         TORCH_INDEX=<package index>  takes torch from there, e.g. an index of small CPU-only builds;"
@@ -22,8 +23,9 @@ help: ## list the targets and their options
 setup: ## create or update .venv
 	@INTERPRETER="$(INTERPRETER)" TORCH_INDEX="$(TORCH_INDEX)" bash scripts/setup.sh
 
-train: setup ## train 3D keypoints and a policy together: make train ENV=reach-multiview
-	@exec $(PYTHON) -m experiments.train $(TASK) $(CAMERA) $(ARGS)
+train: setup ## train 3D keypoints and a policy together: make train ENV=reach-multiview; go on: make train RESUME=…
+	$(if $(and $(RESUME),$(RUN)$(SEED)$(DEVICE)$(CAMERAS)),$(error RESUME goes on with the options that the run has: leave out RUN, SEED, DEVICE and CAMERAS))
+	@exec $(PYTHON) -m $(if $(RESUME),experiments.resume $(if $(ENV),--env $(ENV)) --run $(RESUME),experiments.train $(TASK) $(CAMERA)) $(ARGS)
 
 pretrain: setup ## the keypoints alone, in minutes: make pretrain ENV=reach-multiview
 	@exec $(PYTHON) -m experiments.pretrain $(TASK) $(CAMERA) $(ARGS)
@@ -37,6 +39,9 @@ probe: setup ## what a run's keypoints are worth, against the simulator: make pr
 video: setup ## an mp4 of a run with its keypoints drawn in: make video ENV=… RUN=…
 	@exec $(PYTHON) -m experiments.video $(TASK) $(ARGS)
 
+export: setup ## a policy as one ONNX graph, which needs no torch: make export ENV=… RUN=… (docs/export.md)
+	@exec $(PYTHON) -m experiments.export $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(ARGS)
+
 study: setup ## conditions against each other over seeds, into docs/: make study ARGS="--name learning"
 	@exec $(PYTHON) -m experiments.study $(ARGS)
 
@@ -45,6 +50,9 @@ bench: setup ## how fast it is here, against what one would write without it; in
 
 profile: setup ## where a training step goes, stage by stage; options of train: make profile ARGS="--threads 1"
 	@exec $(PYTHON) -m experiments.bench.profile $(TASK) $(CAMERA) $(ARGS)
+
+soak: setup ## trainings killed 200 times, 10,000 damaged files, an hour watched; into docs/: an hour and a half
+	@exec $(PYTHON) -m experiments.soak $(ARGS)
 
 preview: setup ## one picture of all views of an environment: make preview ENV=…
 	@exec $(PYTHON) -m experiments.preview $(if $(ENV),--env $(ENV)) $(CAMERA) $(ARGS)

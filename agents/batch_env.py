@@ -17,6 +17,7 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from envs import snapshots
 from envs.errors import UserError
 from envs.multiview import MultiViewObservation
 from envs.renderers import make_renderer
@@ -82,6 +83,15 @@ class BatchVecEnv(VecEnv):
                 found[row], self.reset_infos[row] = self.envs[row].reset()
             observations = self._with_images(found)
         return observations, np.array(rewards, np.float32), ended, deepcopy(infos)
+
+    def save_states(self) -> list[dict[str, Any]]:
+        """The states of all environments, each as "state"; no episode is ever "lost" here."""
+        return [{"state": snapshots.save(env, row), "lost": None} for row, env in enumerate(self.envs)]
+
+    def load_states(self, states: Sequence[dict[str, Any]]) -> tuple[VecEnvObs, list[str | None]]:
+        """Put all environments into states; returns observations, and why new episodes were begun."""
+        loaded = [snapshots.load(env, row, states[row]["state"]) for row, env in enumerate(self.envs)]
+        return self._with_images([observation for observation, _ in loaded]), [reason for _, reason in loaded]
 
     def close(self) -> None:
         """Free renderer and environments. Idempotent."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,54 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 
 Frames = dict[str, Any]
 """Arrays, or tensors where views are rendered on a device, (N, ...) by name."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Items that came one after the other, of which rings hold the last: item n is in row n % capacity.
+
+    What was written down of a stream stays true while more is added, so that each item has to be written once.
+
+    :param name: of the stream: small letters, digits and dashes.
+    :param count: items that ever came.
+    :param rings: (capacity, ...) arrays or tensors by name; none before the first item came.
+    """
+
+    name: str
+    count: int
+    rings: Frames
+
+    @property
+    def capacity(self) -> int:
+        """Items that are held at most."""
+        return len(next(iter(self.rings.values()))) if self.rings else 0
+
+    @property
+    def first(self) -> int:
+        """Number of the oldest item that is held."""
+        return max(0, self.count - self.capacity)
+
+    @property
+    def item_bytes(self) -> int:
+        """Of one item."""
+        return sum(ring[:1].nbytes for ring in self.rings.values())
+
+    def kind(self, key: str) -> torch.dtype:
+        """Type of a ring's numbers."""
+        ring = self.rings[key]
+        return ring.dtype if isinstance(ring, torch.Tensor) else torch.from_numpy(ring[:0]).dtype
+
+    def read(self, first: int, end: int) -> dict[str, torch.Tensor]:
+        """Items as tensors on the host, which may share the rings' memory; they must not cross a ring's end."""
+        start = first % self.capacity
+        return {key: torch.as_tensor(ring[start : start + end - first]).cpu() for key, ring in self.rings.items()}
+
+    def write(self, first: int, items: Mapping[str, torch.Tensor]) -> None:
+        """Put items back into their places."""
+        for key, values in items.items():
+            rows = (first + np.arange(len(values))) % self.capacity
+            ring = self.rings[key]
+            ring[rows] = values.to(ring.device) if isinstance(ring, torch.Tensor) else values.numpy()
 
 
 class FrameBuffer:
@@ -36,14 +86,19 @@ class FrameBuffer:
         """
         count = len(observations[self.keys[0]])
         places = (self.added + np.arange(count)) % self.capacity
+        if not self.stored:
+            self._allocate(observations)
+        for key in self.keys:
+            self.stored[key][places] = observations[key]
+        self.added += count
+
+    def _allocate(self, observations: Frames) -> None:
+        """Make room for frames like these, where these are."""
         for key in self.keys:
             values = observations[key]
-            if key not in self.stored:
-                shape = (self.capacity, *values.shape[1:])
-                on_device = isinstance(values, torch.Tensor)
-                self.stored[key] = values.new_zeros(shape) if on_device else np.zeros(shape, values.dtype)
-            self.stored[key][places] = values
-        self.added += count
+            shape = (self.capacity, *values.shape[1:])
+            on_device = isinstance(values, torch.Tensor)
+            self.stored[key] = values.new_zeros(shape) if on_device else np.zeros(shape, values.dtype)
 
     def sample(self, batch_size: int, generator: np.random.Generator) -> Frames:
         """Draw frames with replacement.
@@ -54,6 +109,20 @@ class FrameBuffer:
         """
         rows = generator.integers(len(self), size=batch_size)
         return {key: self.stored[key][rows] for key in self.keys}
+
+    def streams(self) -> list[Stream]:
+        """The frames, to be written down."""
+        return [Stream("frames", self.added, self.stored)]
+
+    def expect(self, added: int, observations: Frames) -> list[Stream]:
+        """Stand where ``added`` frames have come; who asks must put them into the stream that is returned.
+
+        :param observations: frames of the same kind, (N, ...).
+        """
+        self.stored.clear()
+        self._allocate(observations)
+        self.added = added
+        return self.streams()
 
     def last(self, count: int) -> Frames:
         """The newest ``count`` frames, or all there are; copies."""

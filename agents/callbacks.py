@@ -11,11 +11,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 
+from agents.buffers import Stream
 from agents.clipping import ClipConfig, install_clippers
 from agents.extractors import KeypointExtractor
 from agents.seam import NonFiniteError
 from agents.unsupervised import UnsupervisedTrainer
 from envs.errors import UserError
+from envs.snapshots import save_random, set_random
+from kp3d_rl.options import OptionError, bounded, check_options
+from kp3d_rl.storage.files import DamagedError
+from kp3d_rl.storage.trees import Tree, require_like
 
 
 @dataclass(frozen=True)
@@ -38,26 +43,20 @@ class AuxiliaryConfig:
     """
 
     joint: bool = True
-    warmup_frames: int = 4000
-    warmup_steps: int = 1500
-    steps_per_rollout: int = 24
-    batch_size: int = 64
-    buffer_frames: int = 10_000
-    final_scale: float = 1.0
-    policy_gradient: float = 0.1
-    learning_rate: float = 4.0
+    warmup_frames: int = bounded(4000, least=0, most=1_000_000_000)
+    warmup_steps: int = bounded(1500, least=0, most=1_000_000_000)
+    steps_per_rollout: int = bounded(24, least=0, most=1_000_000)
+    batch_size: int = bounded(64, least=1, most=1_000_000)
+    buffer_frames: int = bounded(10_000, least=1, most=1_000_000_000)
+    final_scale: float = bounded(1.0, least=0, most=1_000_000)
+    policy_gradient: float = bounded(0.1, least=0, most=1_000_000)
+    learning_rate: float = bounded(4.0, above=0, most=10_000)
     clip: ClipConfig = field(default_factory=ClipConfig)
 
     def __post_init__(self) -> None:
-        for name in ("warmup_frames", "warmup_steps", "steps_per_rollout", "final_scale", "policy_gradient"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"auxiliary {name} must be at least 0, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"auxiliary learning_rate must be above 0, got {self.learning_rate}")
-        if self.batch_size < 1 or self.buffer_frames < 1:
-            raise ValueError("auxiliary batch_size and buffer_frames must be at least 1")
+        check_options(self, "auxiliary")
         if self.warmup_steps and not self.warmup_frames:
-            raise ValueError("auxiliary warmup_steps need warmup_frames to train on, got 0")
+            raise OptionError("auxiliary", "warmup_steps", "need warmup_frames to train on, got 0")
 
 
 class _GradientCallback(BaseCallback):
@@ -88,6 +87,28 @@ class _GradientCallback(BaseCallback):
         self._period_start = self.model.num_timesteps
         return True
 
+    def state(self) -> dict[str, Tree]:
+        """What a training that goes on elsewhere must know, at a rollout's start: plain values and arrays."""
+        return {
+            "clip_updates": self.clipper.updates,
+            "updates_seen": self._updates_seen,
+            "period_start": self._period_start,
+            "norms": [{name: list(values) for name, values in clipper.norms.items()} for clipper in self.clippers],
+        }
+
+    def load_state(self, state: dict[str, Tree]) -> None:
+        """Undo :meth:`state`, after training has started.
+
+        :raises DamagedError: for a state of another form.
+        """
+        require_like(state, {"clip_updates": 0, "updates_seen": 0, "period_start": 0, "norms": [_lists]}, "clipping")
+        if [norms.keys() for norms in state["norms"]] != [clipper.norms.keys() for clipper in self.clippers]:
+            raise DamagedError("'clipping.norms' is of other optimisers")
+        self.clipper.updates = state["clip_updates"]
+        self._updates_seen, self._period_start = state["updates_seen"], state["period_start"]
+        for clipper, norms in zip(self.clippers, state["norms"], strict=True):
+            clipper.norms = norms
+
     def _log_norms(self) -> None:
         for clipper in self.clippers:
             for name, value in clipper.mean_norms().items():
@@ -115,7 +136,7 @@ class AuxiliaryCallback(_GradientCallback):
     :param config: schedule, amounts and clips.
     :param quality_frames: frames on which quality is logged: spread over what was collected since the last training
         step, so that none of them has been trained on. Off-policy: the last ones, which training may have drawn.
-    :param should_stop: asked between unsupervised steps, which may take minutes.
+    :param should_stop: asked between steps of the warm-up, which takes minutes.
     :param on_warmup_step: told after each step of the warm-up how many of how many are done.
     :param period: off-policy, environment steps between two measurements of quality and gradient norms; on-policy
         every rollout is measured.
@@ -165,7 +186,7 @@ class AuxiliaryCallback(_GradientCallback):
             self._log_quality()
             self.auxiliary.measure_next = self.config.joint
         elif len(self.unsupervised.frames):
-            self.unsupervised.train(self.config.steps_per_rollout, should_stop=self.should_stop)
+            self.unsupervised.train(self.config.steps_per_rollout)
 
     def _on_step(self) -> bool:
         self.unsupervised.add(self.locals["new_obs"])
@@ -220,6 +241,43 @@ class AuxiliaryCallback(_GradientCallback):
         if model._vec_normalize_env is not None:
             model._last_original_obs = model._vec_normalize_env.get_original_obs()
 
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tree]:
+        """See :meth:`_GradientCallback.state`; the frames themselves are in :meth:`streams`."""
+        auxiliary, unsupervised = self.auxiliary, self.unsupervised
+        own = {
+            "calls": auxiliary.calls,
+            "measure_next": auxiliary.measure_next,
+            "record": {name: list(values) for name, values in auxiliary.record.items()},
+            "gradient_norms": dict(self.gradient_norms),
+            "frames": unsupervised.frames.added,
+            "fresh": unsupervised.fresh,
+            "generator": save_random(unsupervised.generator),
+        }
+        return {"clipping": super().state(), "auxiliary": own}
+
+    def load_state(self, state: dict[str, Tree]) -> None:
+        """See :meth:`_GradientCallback.load_state`; frames are put into :meth:`expected_streams`."""
+        require_like(state, {"clipping": _anything, "auxiliary": _AUXILIARY}, "callback")
+        super().load_state(state["clipping"])
+        own, auxiliary = state["auxiliary"], self.auxiliary
+        auxiliary.calls, auxiliary.measure_next = own["calls"], own["measure_next"]
+        auxiliary.record, self.gradient_norms = own["record"], own["gradient_norms"]
+        self.unsupervised.fresh = own["fresh"]
+        set_random(self.unsupervised.generator, own["generator"], "'auxiliary.generator'")
+
+    def streams(self) -> list[Stream]:
+        """The frames of the unsupervised steps, to be written down."""
+        return self.unsupervised.frames.streams()
+
+    def expected_streams(self, state: dict[str, Tree]) -> list[Stream]:
+        """Where the frames that :meth:`streams` gave must be put back.
+
+        :param state: what :meth:`state` gave, after :meth:`load_state` has accepted it.
+        """
+        return self.unsupervised.frames.expect(state["auxiliary"]["frames"], self.model._last_obs)
+
     # -- checks and logs ---------------------------------------------------------------------------------------------
 
     def _find_extractor(self) -> KeypointExtractor:
@@ -270,6 +328,27 @@ class ClippingCallback(_GradientCallback):
     def _on_rollout_start(self) -> None:
         if self._period_is_over():
             self._log_norms()
+
+
+def _anything(tree: Tree, name: str) -> None:
+    """Is checked by who takes it."""
+
+
+def _numbers(tree: Tree, name: str) -> None:
+    if not isinstance(tree, dict) or not all(type(value) is float for value in tree.values()):
+        raise DamagedError(f"'{name}' is no mapping of numbers")
+
+
+def _lists(tree: Tree, name: str) -> None:
+    values = tree.values() if isinstance(tree, dict) else [None]
+    if not all(isinstance(value, list) and all(type(number) is float for number in value) for value in values):
+        raise DamagedError(f"'{name}' is no mapping of lists of numbers")
+
+
+_AUXILIARY = {
+    "calls": 0, "measure_next": False, "record": _lists, "gradient_norms": _numbers, "frames": 0, "fresh": 0,
+    "generator": _anything,
+}  # fmt: skip
 
 
 def refuse_nonfinite(group: str) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from agents.seam import global_norm
+from kp3d_rl.options import bounded, check_options
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,13 @@ class ClipConfig:
     :param encoder_floor: what it does not fall below.
     """
 
-    policy: float = 2.0
-    encoder: float = 15.0
-    encoder_decay: float = 0.01
-    encoder_floor: float = 5.0
+    policy: float = bounded(2.0, above=0, most=1_000_000_000)
+    encoder: float = bounded(15.0, above=0, most=1_000_000_000)
+    encoder_decay: float = bounded(0.01, least=0, most=1_000_000_000)
+    encoder_floor: float = bounded(5.0, above=0, most=1_000_000_000)
 
     def __post_init__(self) -> None:
-        if min(self.policy, self.encoder, self.encoder_floor) <= 0 or self.encoder_decay < 0:
-            raise ValueError("gradient clips must be above 0 and their decay at least 0")
+        check_options(self, "gradient clip")
 
     def encoder_at(self, update: int) -> float:
         """Clip of the encoder's group after ``update`` policy updates."""

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
-from agents.buffers import Frames
+from agents.buffers import Frames, Stream
 from agents.memory import available_memory
 from envs.errors import UserError
 
@@ -173,6 +173,48 @@ class FrameReplayBuffer(ReplayBuffer):
         self.oldest = np.maximum(self.oldest, self.added - steps)
         while (gone := self.first[self.oldest % steps, everyone] < self.frame_counts - (steps + 1)).any():
             self.oldest += gone
+
+    def streams(self) -> list[Stream]:
+        """The transitions, and each environment's frames, to be written down."""
+        transitions = {
+            "actions": self.actions, "rewards": self.rewards, "dones": self.dones, "timeouts": self.timeouts,
+            "first": self.first, "second": self.second,
+        }  # fmt: skip
+        frames = [
+            Stream(f"replay-{env}", int(count), {key: ring[env] for key, ring in self.frames.items()})
+            for env, count in enumerate(self.frame_counts)
+        ]
+        return [Stream("transitions", self.added, transitions), *frames]
+
+    def state(self) -> dict[str, Any]:
+        """Where the rings stand: plain values and arrays."""
+        return {"added": self.added, "oldest": self.oldest.copy(), "frame_counts": self.frame_counts.copy()}
+
+    def expect(self, state: dict[str, Any]) -> list[Stream]:
+        """Stand where another buffer stood; who asks must put its items into the streams that are returned.
+
+        :param state: what :meth:`state` gave.
+        :raises ValueError: where a buffer of this size cannot stand there.
+        """
+        added, oldest, counts = state["added"], state["oldest"], state["frame_counts"]
+        fits = 0 <= added < 1 << 62 and (oldest >= max(0, added - self.buffer_size)).all() and (oldest <= added).all()
+        if not fits or (counts < 0).any() or (counts < added - oldest).any() or (counts > 2 * added).any():
+            raise ValueError(f"a replay of {self.buffer_size} steps cannot have {added} of them, the oldest {oldest}")
+        self.added, self.oldest, self.frame_counts = added, oldest.copy(), counts.copy()
+        self.pos, self.full = added % self.buffer_size, added >= self.buffer_size
+        return self.streams()
+
+    def require_whole(self) -> None:
+        """Refuse transitions whose frames are not there, after items were put into the streams.
+
+        :raises ValueError: naming the first.
+        """
+        for env in range(self.n_envs):
+            rows = np.arange(self.oldest[env], self.added) % self.buffer_size
+            for numbers in (self.first[rows, env], self.second[rows, env]):
+                least, most = self.frame_counts[env] - (self.buffer_size + 1), self.frame_counts[env]
+                if ((numbers < max(0, least)) | (numbers >= most)).any():
+                    raise ValueError(f"the replay of environment {env} has transitions without frames")
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:
         """Draw transitions with replacement, every one with equal probability.

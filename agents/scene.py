@@ -10,7 +10,7 @@ import torch
 from gymnasium import Env
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs.cameras import CameraRig, WorkspaceSpec
+from envs.cameras import CameraRig, WorkspaceSpec, require_entries
 from envs.errors import UserError
 from kp3d_rl.cameras import Rig, Workspace
 
@@ -69,11 +69,12 @@ class Scene:
     def from_dict(cls, data: dict[str, Any]) -> Scene:
         """Undo :meth:`to_dict`.
 
-        :raises KeyError, TypeError, ValueError: for data of another form.
+        :param data: plain values, whoever wrote them.
+        :raises UserError: for what is not a scene; one line says what is wrong.
         """
-        box = data["workspace"]
-        box = WorkspaceSpec(tuple(box["centre"]), tuple(box["half_extents"]), box.get("body"))
-        return cls(CameraRig.from_dict(data["cameras"]), box)
+        require_entries(data, ("cameras", "workspace"), "scene")
+        require_entries(data["workspace"], ("centre", "half_extents", "body"), "workspace")
+        return cls(CameraRig.from_dict(data["cameras"]), WorkspaceSpec(**data["workspace"]))
 
     def differences(self, other: Scene) -> list[str]:
         """What differs between two scenes, each as "<what> <this one's> against <the other's>".

@@ -46,6 +46,14 @@ class WorkerVecEnv(VecEnv):
                 self.reset_infos[row] = info
         return observations, rewards, ended, infos
 
+    def save_states(self) -> list[dict[str, Any]]:
+        """The states of all environments (:meth:`envs.workers.Workers.save`)."""
+        return self.workers.save()
+
+    def load_states(self, states: Sequence[dict[str, Any]]) -> tuple[VecEnvObs, list[str | None]]:
+        """Put all environments into states; returns observations, and why new episodes were begun."""
+        return self.workers.load(states)
+
     def close(self) -> None:
         """End the processes. Idempotent."""
         self.workers.close()

@@ -8,6 +8,7 @@ converted.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -18,9 +19,27 @@ import numpy as np
 import yaml
 
 from envs.errors import UserError, unknown
+from envs.yaml_files import Key, YamlTree, read_yaml, shown, unknown_key
 
 FOLLOW_MODES = ("rigid", "track")
+MAX_CAMERAS = 64
+MAX_DISTANCE = 1e4
+"""Metres from the origin; also the largest component of directions and quaternions."""
+MAX_IMAGE_SIDE = 4096
+LEAST_FOVY, MOST_FOVY = 0.1, 179.0  # degrees: beyond, focal lengths lose their digits
+_MAX_FOCAL = 1e7  # pixels: that of the least field of view in the largest image, and some
+_FILE_LIMIT = 100_000  # bytes
+_LONGEST_NAME = 256
+_LEAST_EXTENT = 1e-6  # metres: positions are divided by it
 _OPENCV_FROM_MUJOCO = np.diag([1.0, -1.0, -1.0])
+
+
+class _FieldError(UserError):
+    """What is wrong with one field of a specification; the reader of a file adds the line."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -48,16 +67,22 @@ class CameraSpec:
     follow: str = "rigid"
 
     def __post_init__(self) -> None:
+        _require_name(self.name, "name", "camera: name")
+        where = f"camera '{self.name}'"
         for name, length in (("position", 3), ("look_at", 3), ("quaternion", 4), ("up", 3)):
             value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, _numbers(value, length, f"camera '{self.name}': {name}"))
+            if value is not None or name in ("position", "up"):
+                object.__setattr__(self, name, _numbers(value, length, name, f"{where}: {name}"))
         if (self.look_at is None) == (self.quaternion is None):
-            raise UserError(f"camera '{self.name}': give either look_at or quaternion (exactly one of them)")
-        if self.follow not in FOLLOW_MODES:
-            raise UserError(f"camera '{self.name}': {unknown('follow mode', self.follow, FOLLOW_MODES)}")
-        if not isinstance(self.fovy, (int, float)) or not 0.0 < self.fovy < 180.0:
-            raise UserError(f"camera '{self.name}': fovy is {self.fovy!r}; it must be a number of degrees in (0, 180)")
+            problem = f"{where}: give either look_at or quaternion (exactly one of them)"
+            raise _FieldError(problem, "position" if self.look_at is None else "look_at")
+        if self.body is not None:
+            _require_name(self.body, "body", f"{where}: body")
+        if not isinstance(self.follow, str) or self.follow not in FOLLOW_MODES:
+            raise _FieldError(f"{where}: {unknown('follow mode', _bare(self.follow), FOLLOW_MODES)}", "follow")
+        if not _is_number(self.fovy) or not LEAST_FOVY <= self.fovy <= MOST_FOVY:
+            problem = f"it must be a number of degrees from {LEAST_FOVY:g} to {MOST_FOVY:g}"
+            raise _FieldError(f"{where}: fovy is {shown(self.fovy)}; {problem}", "fovy")
 
     @property
     def mujoco_quaternion(self) -> np.ndarray:
@@ -66,7 +91,7 @@ class CameraSpec:
             quaternion = np.asarray(self.quaternion)
             norm = np.linalg.norm(quaternion)
             if norm < 1e-8:
-                raise UserError(f"camera '{self.name}': quaternion is zero")
+                raise _FieldError(f"camera '{self.name}': quaternion is zero", "quaternion")
             return quaternion / norm
         return _look_at_quaternion(self.name, np.array(self.position), np.array(self.look_at), np.array(self.up))
 
@@ -86,10 +111,13 @@ class WorkspaceSpec:
     body: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "centre", _numbers(self.centre, 3, "workspace: centre"))
-        object.__setattr__(self, "half_extents", _numbers(self.half_extents, 3, "workspace: half_extents"))
-        if min(self.half_extents) <= 0.0:
-            raise UserError(f"workspace: half_extents are {self.half_extents}; all must be positive")
+        for name in ("centre", "half_extents"):
+            object.__setattr__(self, name, _numbers(getattr(self, name), 3, name, f"workspace: {name}"))
+        if min(self.half_extents) < _LEAST_EXTENT:
+            problem = f"all must be positive, at least {_LEAST_EXTENT:g}"
+            raise _FieldError(f"workspace: half_extents are {self.half_extents}; {problem}", "half_extents")
+        if self.body is not None:
+            _require_name(self.body, "body", "workspace: body")
 
     def normalise(self, points: np.ndarray) -> np.ndarray:
         """Map points (..., 3) of the workspace frame, in metres, to [-1, 1] inside the box."""
@@ -135,28 +163,23 @@ class CameraRig:
     def from_dict(cls, values: Mapping[str, Any]) -> CameraRig:
         """Read what :meth:`to_dict` wrote.
 
-        :raises UserError: if an entry is missing or unknown, or an array has the wrong shape.
+        :param values: plain values, whoever wrote them.
+        :raises UserError: if an entry is missing, unknown, or not what a rig can have; one line says what is wrong.
         """
         names = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in names:
-                raise unknown("rig entry", key, names)
-        missing = [name for name in names if name not in values]
-        if missing:
-            raise UserError(f"rig: entry '{missing[0]}' is missing; a rig has {', '.join(names)}")
-        views = len(values["names"])
-        arrays = {}
-        for key, shape in (("intrinsics", (views, 3, 3)), ("world_from_camera", (views, 4, 4))):
-            arrays[key] = np.asarray(values[key], dtype=np.float64)
-            if arrays[key].shape != shape:
-                raise UserError(f"rig: {key} has shape {arrays[key].shape}; {views} cameras need {shape}")
-        return cls(
-            names=tuple(values["names"]),
-            height=int(values["height"]),
-            width=int(values["width"]),
-            moving=bool(values["moving"]),
-            **arrays,
-        )
+        require_entries(values, names, "rig")
+        views = _check_names(values["names"])
+        intrinsics = _array(values["intrinsics"], (views, 3, 3), "intrinsics")
+        poses = _array(values["world_from_camera"], (views, 4, 4), "world_from_camera")
+        _check_intrinsics(intrinsics)
+        _check_rigid(poses)
+        for side in ("height", "width"):
+            if type(values[side]) is not int or not 1 <= values[side] <= MAX_IMAGE_SIDE:
+                wanted = f"it must be a whole number of pixels from 1 to {MAX_IMAGE_SIDE}"
+                raise UserError(f"rig: {side} is {shown(values[side])}; {wanted}")
+        if not isinstance(values["moving"], bool):
+            raise UserError(f"rig: moving is {shown(values['moving'])}; it must be true or false")
+        return cls(tuple(values["names"]), intrinsics, poses, values["height"], values["width"], values["moving"])
 
 
 def read_rig(
@@ -211,17 +234,11 @@ def load_cameras(path: str | Path) -> tuple[list[CameraSpec], WorkspaceSpec | No
 
     :raises UserError: naming the file, the entry and the key that is wrong.
     """
-    path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"cameras file {path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"cameras file {path}: is not YAML ({' '.join(str(error).split())})") from error
-    try:
-        return _parse_cameras(content)
+        tree = read_yaml(path, _FILE_LIMIT)
+        return _parse_cameras(tree)
     except UserError as error:
-        raise UserError(f"cameras file {path}: {error}") from error
+        raise UserError(f"cameras file {error}") from None
 
 
 def save_cameras(path: str | Path, cameras: Sequence[CameraSpec], workspace: WorkspaceSpec | None = None) -> None:
@@ -242,33 +259,63 @@ def check_unique(cameras: Sequence[CameraSpec]) -> None:
             raise UserError(f"two cameras are named '{name}'; names must differ")
 
 
-def _parse_cameras(content: Any) -> tuple[list[CameraSpec], WorkspaceSpec | None]:
+def require_entries(values: Any, names: Sequence[str], what: str) -> None:
+    """Refuse what is not a mapping with exactly these entries.
+
+    :param values: what was read from a file.
+    :param names: of the entries.
+    :param what: what it is called in messages.
+    :raises UserError: naming the first entry that is unknown or missing.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{what}: must be a mapping with the entries {', '.join(names)}, got {shown(values)}")
+    for key in values:
+        if key not in names:
+            raise unknown(f"{what} entry", _bare(key), names)
+    for name in names:
+        if name not in values:
+            raise UserError(f"{what}: entry '{name}' is missing; it has {', '.join(names)}")
+
+
+def _parse_cameras(tree: YamlTree) -> tuple[list[CameraSpec], WorkspaceSpec | None]:
+    content = tree.data
     if not isinstance(content, dict):
-        raise UserError("must hold the keys 'cameras' and, optionally, 'workspace'")
+        raise tree.refusal((), "must hold the keys 'cameras' and, optionally, 'workspace'")
     for key in content:
         if key not in ("cameras", "workspace"):
-            raise unknown("key", key, ("cameras", "workspace"))
+            raise unknown_key(tree, (key,), ("cameras", "workspace"))
     entries = content.get("cameras")
     if not isinstance(entries, list):
-        raise UserError("'cameras' must be a list of cameras")
-    cameras = [_build(CameraSpec, entry, f"camera {index + 1}") for index, entry in enumerate(entries)]
-    check_unique(cameras)
-    workspace = content.get("workspace")
-    return cameras, None if workspace is None else _build(WorkspaceSpec, workspace, "workspace")
-
-
-def _build(cls: type, entry: Any, where: str) -> Any:
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: must be a mapping with the keys {', '.join(f.name for f in fields(cls))}")
-    valid = [field.name for field in fields(cls)]
-    for key in entry:
-        if key not in valid:
-            raise UserError(f"{where}: {unknown('key', key, valid)}")
+        raise tree.refusal(("cameras",), "'cameras' must be a list of cameras")
+    if len(entries) > MAX_CAMERAS:
+        raise tree.refusal(("cameras",), f"{len(entries)} cameras are too many: at most {MAX_CAMERAS}")
+    cameras = [_build(CameraSpec, tree, entry, ("cameras", index)) for index, entry in enumerate(entries)]
     try:
-        return cls(**entry)
-    except TypeError as error:
-        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in entry]
-        raise UserError(f"{where}: key '{missing[0]}' is missing" if missing else f"{where}: {error}") from error
+        check_unique(cameras)
+    except UserError as error:
+        raise tree.refusal(("cameras",), str(error)) from None
+    workspace = content.get("workspace")
+    return cameras, None if workspace is None else _build(WorkspaceSpec, tree, workspace, ("workspace",))
+
+
+def _build(cls: type, tree: YamlTree, entry: Any, key: Key) -> Any:
+    """A specification of a mapping in a file; every refusal names the line and the key."""
+    valid = [field.name for field in fields(cls)]
+    if not isinstance(entry, dict):
+        raise tree.refusal(key, f"must be a mapping with the keys {', '.join(valid)}, got {shown(entry)}")
+    for name in entry:
+        if name not in valid:
+            raise unknown_key(tree, (*key, name), valid)
+    for field in fields(cls):
+        if field.default is MISSING and field.name not in entry:
+            raise tree.refusal((*key, field.name), "is missing")
+    try:
+        spec = cls(**entry)
+        if isinstance(spec, CameraSpec):
+            spec.mujoco_quaternion  # noqa: B018  (refuses what has no direction)
+    except _FieldError as error:
+        raise tree.refusal((*key, error.field), str(error)) from None
+    return spec
 
 
 def _plain(spec: Any) -> dict[str, Any]:
@@ -276,14 +323,74 @@ def _plain(spec: Any) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
 
 
-def _numbers(value: Any, length: int, what: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(number) for number in value)
-    except (TypeError, ValueError):
-        numbers = ()
-    if len(numbers) != length or not np.all(np.isfinite(numbers)):
-        raise UserError(f"{what} is {value!r}; it must be {length} finite numbers")
-    return numbers
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _bare(value: Any) -> str:
+    """A faulty value for a message that puts it in quotes."""
+    return shown(value)[1:-1] if isinstance(value, str) else shown(value)
+
+
+def _require_name(value: Any, field: str, what: str) -> None:
+    if not isinstance(value, str) or not 1 <= len(value) <= _LONGEST_NAME or not value.isprintable():
+        problem = f"it must be text of 1 to {_LONGEST_NAME} printable characters"
+        raise _FieldError(f"{what} is {shown(value)}; {problem}", field)
+
+
+def _numbers(value: Any, length: int, field: str, what: str) -> tuple[float, ...]:
+    """The numbers of a vector, as floats.
+
+    :param field: that the vector is, for the error.
+    """
+    if isinstance(value, (list, tuple, np.ndarray)) and len(value) == length and all(map(_is_number, value)):
+        if all(abs(number) <= MAX_DISTANCE for number in value):  # not of NaN
+            return tuple(map(float, value))
+    problem = f"it must be {length} finite numbers, none beyond {MAX_DISTANCE:g}"
+    raise _FieldError(f"{what} is {shown(value)}; {problem}", field)
+
+
+def _check_names(names: Any) -> int:
+    """How many names a rig has; they must be different."""
+    if not isinstance(names, (list, tuple)) or not 1 <= len(names) <= MAX_CAMERAS:
+        raise UserError(f"rig: names are {shown(names)}; they must be a list of 1 to {MAX_CAMERAS} names")
+    for name in names:
+        _require_name(name, "names", "rig: a name")
+        if names.count(name) > 1:
+            raise UserError(f"rig: two cameras are named '{name}'; names must differ")
+    return len(names)
+
+
+def _array(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """Nested lists of finite numbers as an array; NumPy alone would take text and truth for numbers."""
+
+    def flat(part: Any, lengths: tuple[int, ...]) -> list[float]:
+        if not lengths:
+            if not _is_number(part) or not abs(part) <= _MAX_FOCAL:
+                raise UserError(f"rig: {what} holds {shown(part)}; it must hold numbers, none beyond {_MAX_FOCAL:g}")
+            return [float(part)]
+        if not isinstance(part, (list, tuple)) or len(part) != lengths[0]:
+            raise UserError(f"rig: {what} has another shape; {shape[0]} cameras need {shape}")
+        return [number for entry in part for number in flat(entry, lengths[1:])]
+
+    return np.array(flat(values, shape), dtype=np.float64).reshape(shape)
+
+
+def _check_intrinsics(intrinsics: np.ndarray) -> None:
+    lenses = intrinsics.copy()
+    lenses[:, [0, 1, 0, 1], [0, 1, 2, 2]] = 0.0
+    focal = intrinsics[:, [0, 1], [0, 1]]
+    if np.abs(lenses - np.diag([0.0, 0.0, 1.0])).max() > 1e-6 or not np.all(focal > 0):
+        raise UserError("rig: intrinsics must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, with fx, fy above 0")
+
+
+def _check_rigid(poses: np.ndarray) -> None:
+    rotations = poses[:, :3, :3]
+    off = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max()
+    if off > 1e-4 or np.any(np.linalg.det(rotations) < 0) or np.any(poses[:, 3] != [0.0, 0.0, 0.0, 1.0]):
+        raise UserError("rig: world_from_camera must be rigid poses [[R, t], [0, 0, 0, 1]] with R a rotation")
+    if np.abs(poses[:, :3, 3]).max() > MAX_DISTANCE:
+        raise UserError(f"rig: world_from_camera has a camera more than {MAX_DISTANCE:g} m from the origin")
 
 
 def _intrinsics(model: mujoco.MjModel, camera: int, height: int, width: int) -> np.ndarray:
@@ -300,7 +407,8 @@ def _look_at_quaternion(name: str, position: np.ndarray, target: np.ndarray, up:
     backward = position - target
     right = np.cross(up, backward)
     if np.linalg.norm(backward) < 1e-8 or np.linalg.norm(right) < 1e-8 * np.linalg.norm(backward):
-        raise UserError(f"camera '{name}': looks along its up direction or at its own position; change look_at or up")
+        problem = "looks along its up direction or at its own position; change look_at or up"
+        raise _FieldError(f"camera '{name}': {problem}", "look_at")
     backward = backward / np.linalg.norm(backward)
     right = right / np.linalg.norm(right)
     axes = np.stack([right, np.cross(backward, right), backward], axis=1)

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from envs.cameras import CameraRig, CameraSpec, WorkspaceSpec
 from envs.errors import UserError, unknown
 from envs.renderers import make_renderer
+from envs.snapshots import EpisodeLog, require_form
 from envs.visual_model import VisualModel, body_names
 
 OBSERVABLE = ("images", "proprio", "state")
@@ -79,16 +80,45 @@ class MultiViewObservation(gym.Wrapper):
         self._defines_success = bool(getattr(base, "defines_success", False))
         self._visual.sync(base.model, base.data)
         self.observation_space = self._make_space()
+        # Wrappers in between, such as time limits, keep what no method tells: then the episode is played again, too.
+        self._played = env if hasattr(env, "save_state") else EpisodeLog(env, self.horizon)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         """Start an episode; the same seed gives the same episode."""
-        state, info = self.env.reset(seed=seed, options=options)
+        state, info = self._played.reset(seed=seed, options=options)
         return self._observation(state), self._with_success(info)
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """One step; the images show the state after it."""
-        state, reward, terminated, truncated, info = self.env.step(action)
+        state, reward, terminated, truncated, info = self._played.step(action)
         return self._observation(state), float(reward), bool(terminated), bool(truncated), self._with_success(info)
+
+    def save_state(self) -> dict[str, Any]:
+        """The whole state between two steps: plain values and arrays (:mod:`envs.snapshots`). Write to none of them.
+
+        :raises UserError: where it cannot be told.
+        """
+        told = self._played.save_state()
+        return {"environment": type(self.unwrapped).__name__, "defines_success": self._defines_success, "state": told}
+
+    def load_state(self, state: Any) -> dict[str, np.ndarray]:
+        """Go on from a state that another environment, made in the same way, was in.
+
+        Our own tasks are put into it; any other environment plays its episode again, unseen.
+
+        :param state: as :meth:`save_state` gave it; its form is checked.
+        :return: the present observation; zeros where the other environment had not been reset.
+        :raises ReplayError: where playing again led elsewhere; then begin a new episode.
+        :raises UserError: if it is no state of such an environment.
+        """
+        name = type(self.unwrapped).__name__
+        form = {"environment": str, "defines_success": bool, "state": None}
+        require_form(state, form, f"the state of {name}")
+        if state["environment"] != name:
+            raise UserError(f"a state of {state['environment'][:80]!r} cannot be that of {name}")
+        self._defines_success = state["defines_success"]
+        own = self._played.load_state(state["state"])
+        return self._unseen() if own is None else self._observation(own)
 
     def close(self) -> None:
         """Free the renderer and close the wrapped environment. Idempotent."""
@@ -193,6 +223,14 @@ class MultiViewObservation(gym.Wrapper):
         if "state" in self._observe:
             observation["state"] = spaces.flatten(self.env.observation_space, state).astype(np.float32)
         return observation
+
+    def _unseen(self) -> dict[str, np.ndarray]:
+        boxes = self.observation_space.spaces.items()
+        return {
+            key: np.zeros(box.shape, box.dtype)
+            for key, box in boxes
+            if not (key == "images" and self.images_are_deferred)
+        }
 
     def _proprio(self) -> np.ndarray:
         base = self.unwrapped

@@ -108,7 +108,7 @@ def _redraw(env_id: str, env: gym.Env, seed: int | None) -> None:
 def _task_cameras(env_id: str, task: gym.Env, cameras: str | Path | None) -> tuple[Sequence[CameraSpec], WorkspaceSpec]:
     if cameras is None:
         return task.cameras, task.workspace
-    if _is_file(cameras):
+    if is_cameras_file(cameras):
         specs, workspace = load_cameras(cameras)
         return specs, workspace or task.workspace
     presets = {camera.name: camera for camera in task.cameras}
@@ -124,7 +124,7 @@ def _foreign_cameras(env_id: str, cameras: str | Path | None) -> tuple[Sequence[
         raise unknown("environment", env_id, [*env_ids(), *_gymnasium_ids()])
     if cameras is None:
         raise UserError(f"{env_id} has no cameras of its own: name a cameras file (examples: envs/assets/cameras)")
-    if not _is_file(cameras):
+    if not is_cameras_file(cameras):
         raise UserError(f"{env_id} has no cameras of its own, so '{cameras}' must be a cameras file (.yaml)")
     return load_cameras(cameras)
 
@@ -146,7 +146,8 @@ def _gymnasium_ids() -> list[str]:
     )
 
 
-def _is_file(cameras: str | Path) -> bool:
+def is_cameras_file(cameras: str | Path) -> bool:
+    """Whether cameras are given by a file, and not by names of a task's own."""
     path = Path(cameras)
     return isinstance(cameras, Path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file()
 

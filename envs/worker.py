@@ -20,6 +20,7 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 
+from envs import snapshots
 from envs.errors import UserError
 
 
@@ -127,6 +128,21 @@ class Host:
     def wrapped(self, rows: Sequence[int], name: str) -> list[bool]:
         """Whether some environments are wrapped in a class, by module and name: to import it here could cost torch."""
         return [any(name in map(full_name, type(layer).__mro__) for layer in _layers(self.envs[row])) for row in rows]
+
+    def save(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """The states of some environments."""
+        return [snapshots.save(self.envs[row], row) for row in rows]
+
+    def load(self, states: Mapping[int, Any]) -> dict[int, str | None]:
+        """Put environments into states, by row; their observations go to the shared arrays.
+
+        :return: by row: why a new episode was begun, None where the old one goes on.
+        """
+        reasons = {}
+        for row, state in states.items():
+            observation, reasons[row] = snapshots.load(self.envs[row], row, state)
+            self._show(row, observation)
+        return reasons
 
     def close(self) -> None:
         """Close all environments."""

@@ -32,6 +32,7 @@ import numpy as np
 from envs import registry
 from envs.decimation import WORKER
 from envs.errors import UserError
+from envs.snapshots import require_form
 from envs.worker import map_arrays, require_same_spaces
 
 MOST_DEATHS = 5
@@ -130,7 +131,7 @@ class Workers:
         return {key: values.copy() for key, values in self._arrays.items()}
 
     def ask(self, command: str, rows: Sequence[int], *arguments: Any) -> list[Any]:
-        """Ask some environments: ``get``, ``has``, ``set``, ``call`` or ``wrapped`` (:class:`envs.worker.Host`).
+        """Ask some environments: ``get``, ``has``, ``set``, ``call``, ``save`` or ``wrapped`` (see Host in worker.py).
 
         :param command: which.
         :param rows: of whom.
@@ -148,6 +149,42 @@ class Workers:
             for row, value in zip(here, values or (), strict=True)
         }
         return [by_row[row] for row in rows]
+
+    def save(self) -> list[dict[str, Any]]:
+        """The states of all environments, as plain values and arrays.
+
+        :return: (N,) of "state" (:mod:`envs.snapshots`) and "lost": the last observation of an episode that died with
+            its worker and will end with the next step; else None.
+        :raises UserError: where an environment's state cannot be saved.
+        """
+        states = self.ask("save", range(self.count))
+        lost = {row: {key: values.copy() for key, values in last.items()} for row, (last, _) in self._lost.items()}
+        return [{"state": state, "lost": lost.get(row)} for row, state in enumerate(states)]
+
+    def load(self, states: Sequence[dict[str, Any]]) -> tuple[dict[str, np.ndarray], list[str | None]]:
+        """Put all environments into states that as many environments were in, in however many processes.
+
+        :param states: (N,) as :meth:`save` gave them; entries are checked, the list is not.
+        :return: observations as :meth:`reset`, where an episode is lost its last one; and (N,) why a new episode was
+            begun, None where the old one goes on.
+        :raises UserError: for what is no state of such an environment.
+        """
+        empty = {key: np.empty(box.shape, box.dtype) for key, box in self.observation_space.spaces.items()}
+        for row, state in enumerate(states):
+            if state["lost"] is not None:
+                require_form(state["lost"], empty, f"environment {row}: 'lost'")
+        asked = [({row: states[row]["state"] for row in worker.rows},) for worker in self._workers]
+        reasons = {row: reason for answer in self._ask("load", asked) for row, reason in answer.items()}
+        self._lost = {
+            row: (state["lost"], {})
+            for row, state in enumerate(states)
+            if state["lost"] is not None and reasons[row] is None
+        }
+        observations = self.observations()
+        for row, (last, _) in self._lost.items():
+            for key, values in last.items():
+                observations[key][row] = values
+        return observations, [reasons[row] for row in range(self.count)]
 
     def close(self) -> None:
         """End all workers and give the memory back. Idempotent."""

@@ -17,11 +17,19 @@ from agents.buffers import DeviceRolloutBuffer
 from agents.policies import require_action_space
 from agents.replay import FrameReplayBuffer, replay_bytes, require_replay_fits
 from agents.scene import Scene
+from agents.training_state import require_fitting_weights
 from envs.errors import UserError
-from experiments.building import SEEDS_PER_RUN, choose_device, require_same_keypoints, require_same_scene
+from experiments.building import (
+    SEEDS_PER_RUN,
+    choose_device,
+    require_same_keypoints,
+    require_same_scene,
+    within_memory,
+)
 from experiments.config import TrainConfig
 from experiments.runs import Checkpoint, Run
 from kp3d_rl.keypoint3d import Keypoint3DConfig
+from kp3d_rl.storage.files import DamagedError
 
 POLICIES = {
     ("ppo", "keypoint3d"): "agents.policies:KeypointPolicy",
@@ -92,7 +100,8 @@ def build_model(config: TrainConfig, env: VecEnv, scene: Scene | None) -> BaseAl
         "seed": config.seed,
         "device": choose_device(config.device),
     }
-    model = _build_ppo(config, shared) if config.algorithm == "ppo" else _build_off_policy(config, shared)
+    with within_memory("what this configuration describes"):
+        model = _build_ppo(config, shared) if config.algorithm == "ppo" else _build_off_policy(config, shared)
     env.seed(SEEDS_PER_RUN * config.seed)  # SB3's own seeding would let neighbouring seeds share episodes
     return model
 
@@ -170,12 +179,13 @@ def load_policy(run: Run, env: gym.Env | VecEnv, checkpoint: Checkpoint, device:
     require_same_scene(run, scene)
     require_same_keypoints(run, checkpoint)
     arguments = policy_arguments(run.config, scene)
-    policy = policy_class(run.config)(env.observation_space, env.action_space, lambda _: 0.0, **arguments)
+    with within_memory(f"the policy that {run.path}/config.yaml describes"):
+        policy = policy_class(run.config)(env.observation_space, env.action_space, lambda _: 0.0, **arguments)
     try:
-        policy.load_state_dict(checkpoint.policy)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"checkpoint {checkpoint.step} of {run.path} does not fit its config.yaml: {first}") from None
+        require_fitting_weights(checkpoint.policy, policy)
+    except DamagedError as error:
+        raise UserError(f"checkpoint {checkpoint.step} of {run.path} does not fit its config.yaml: {error}") from None
+    policy.load_state_dict(checkpoint.policy)
     policy.to(choose_device(device))
     policy.set_training_mode(False)
     return policy

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import gymnasium as gym
 import torch
@@ -122,6 +122,23 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for option, size in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 64 << 20)):
             mallopt(option, size)
+
+
+@contextlib.contextmanager
+def within_memory(what: str) -> Iterator[None]:
+    """Context in which memory that cannot be had is one line for the user.
+
+    :param what: is being made.
+    :raises UserError: where it does not fit.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(f"{what} does not fit into memory: {error}") from None
+    except RuntimeError as error:  # torch has no class of its own for the memory of a CPU
+        if "alloc" not in str(error) and "out of memory" not in str(error):
+            raise
+        raise UserError(f"{what} does not fit into memory: {str(error).splitlines()[0]}") from None
 
 
 def cores() -> int:

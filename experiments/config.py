@@ -1,21 +1,19 @@
-"""The options of runs: frozen dataclasses that are the command line and ``config.yaml`` at once."""
+"""The options of runs: frozen dataclasses that are the command line and ``config.yaml`` at once.
+
+Every number has bounds (:func:`kp3d_rl.losses.bounded`), so that neither a slip of the hand nor a file that came from
+somewhere asks for more than a machine has. :mod:`experiments.config_files` writes and reads the files.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from agents.callbacks import AuxiliaryConfig
-from envs.errors import UserError, unknown
+from envs.yaml_files import shown
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 from kp3d_rl.networks import LAYERS, grids
+from kp3d_rl.options import OptionError, bounded, check_options
 
 
 @dataclass(frozen=True)
@@ -49,31 +47,27 @@ class PPOConfig:
     :param normalize_reward: divide rewards by the running deviation of the return.
     """
 
-    envs: int = 8
-    steps: int = 128
-    batch_size: int = 64
-    epochs: int = 3
-    learning_rate: float = 3e-4
-    final_learning_rate: float = 0.1
-    gamma: float = 0.97
-    gae_lambda: float = 0.95
-    clip_range: float = 0.2
-    entropy: float = 0.0
-    value: float = 0.5
-    target_kl: float = 0.03
-    hidden: int = 128
-    log_std: float = -0.5
+    envs: int = bounded(8, above=0, most=1000)
+    steps: int = bounded(128, above=0, most=100_000)
+    batch_size: int = bounded(64, least=2, most=1_000_000_000)
+    epochs: int = bounded(3, above=0, most=100_000)
+    learning_rate: float = bounded(3e-4, above=0, most=100)
+    final_learning_rate: float = bounded(0.1, least=0, most=10_000)
+    gamma: float = bounded(0.97, least=0, most=1)
+    gae_lambda: float = bounded(0.95, least=0, most=1)
+    clip_range: float = bounded(0.2, above=0, most=10_000)
+    entropy: float = bounded(0.0, least=0, most=10_000)
+    value: float = bounded(0.5, least=0, most=10_000)
+    target_kl: float = bounded(0.03, least=0, most=10_000)
+    hidden: int = bounded(128, above=0, most=8192)
+    log_std: float = bounded(-0.5, least=-20, most=20)
     normalize_reward: bool = True
 
     def __post_init__(self) -> None:
-        _require(self, "ppo ", "above 0", "envs", "steps", "epochs", "hidden", "learning_rate", "clip_range")
-        _require(self, "ppo ", "at least 0", "final_learning_rate", "entropy", "value", "target_kl")
-        _require(self, "ppo ", "between 0 and 1", "gamma", "gae_lambda")
-        if self.batch_size < 2 or self.batch_size > self.envs * self.steps:
-            raise ValueError(
-                f"ppo batch_size must be at least 2 and at most envs x steps = {self.envs * self.steps}, "
-                f"got {self.batch_size}"
-            )
+        check_options(self, "ppo")
+        if self.batch_size > self.envs * self.steps:
+            problem = f"must be at most envs x steps = {self.envs * self.steps}, got {self.batch_size}"
+            raise OptionError("ppo", "batch_size", problem)
 
 
 @dataclass(frozen=True)
@@ -82,24 +76,26 @@ class LogConfig:
 
     :param evaluate_every: environment steps between deterministic evaluations; 0 evaluates at the end only.
     :param evaluation_episodes: episodes of each of them.
-    :param checkpoint_every: environment steps between checkpoints; one is always written at the end.
+    :param checkpoint_every: environment steps between checkpoints that a run can go on from; one more is written
+        before anything else, when the warm-up is over, and at the end. 0: those alone.
+    :param checkpoints_kept: how many of the newest are kept; 0 keeps all of them.
+    :param checkpoints_kept_every: beside those, the first in every so many environment steps is kept; 0: none.
     :param picture_every: environment steps between pictures of views, keypoints and reconstructions.
     :param wandb: Weights & Biases "offline", "online" or "off".
     :param wandb_project: project that an online run is filed under.
     """
 
-    evaluate_every: int = 10_000
-    evaluation_episodes: int = 20
-    checkpoint_every: int = 20_000
-    picture_every: int = 10_000
+    evaluate_every: int = bounded(10_000, least=0, most=1_000_000_000)
+    evaluation_episodes: int = bounded(20, least=1, most=100_000)
+    checkpoint_every: int = bounded(5_000, least=0, most=1_000_000_000)
+    checkpoints_kept: int = bounded(2, least=0, most=1_000_000)
+    checkpoints_kept_every: int = bounded(0, least=0, most=1_000_000_000)
+    picture_every: int = bounded(10_000, least=0, most=1_000_000_000)
     wandb: Literal["offline", "online", "off"] = "offline"
     wandb_project: str = "kp3d_rl"
 
     def __post_init__(self) -> None:
-        if self.evaluation_episodes < 1:
-            raise ValueError(f"log evaluation_episodes must be at least 1, got {self.evaluation_episodes}")
-        if min(self.evaluate_every, self.checkpoint_every, self.picture_every) < 0:
-            raise ValueError("log intervals must be at least 0")
+        check_options(self, "log")
 
 
 @dataclass(frozen=True)
@@ -119,25 +115,20 @@ class SACConfig:
     :param hidden: units of each of the two hidden layers of actor and critics.
     """
 
-    envs: int = 8
-    steps: int = 1
-    gradient_steps: int = 4
-    batch_size: int = 64
-    buffer_size: int = 50_000
-    learning_starts: int = 1000
-    learning_rate: float = 5e-4
-    gamma: float = 0.97
-    tau: float = 0.01
-    entropy: float = 0.0
-    hidden: int = 256
+    envs: int = bounded(8, above=0, most=1000)
+    steps: int = bounded(1, above=0, most=1_000_000)
+    gradient_steps: int = bounded(4, above=0, most=1_000_000)
+    batch_size: int = bounded(64, above=0, most=1_000_000)
+    buffer_size: int = bounded(50_000, above=0, most=1_000_000_000)
+    learning_starts: int = bounded(1000, least=0, most=1_000_000_000)
+    learning_rate: float = bounded(5e-4, above=0, most=100)
+    gamma: float = bounded(0.97, least=0, most=1)
+    tau: float = bounded(0.01, above=0, most=1)
+    entropy: float = bounded(0.0, least=0, most=10_000)
+    hidden: int = bounded(256, above=0, most=8192)
 
     def __post_init__(self) -> None:
-        _require(
-            self, "sac ", "above 0", "envs", "steps", "gradient_steps", "batch_size", "buffer_size", "hidden",
-            "learning_rate", "tau",
-        )  # fmt: skip
-        _require(self, "sac ", "at least 0", "learning_starts", "entropy")
-        _require(self, "sac ", "between 0 and 1", "gamma", "tau")
+        check_options(self, "sac")
 
 
 @dataclass(frozen=True)
@@ -153,10 +144,10 @@ class RenderConfig:
 
     backend: Literal["auto", "gl", "warp"] = "auto"
     quality: Literal["light", "full"] = "light"
-    workers: int = 0
+    workers: int = bounded(0, least=0, most=1024)
 
     def __post_init__(self) -> None:
-        _require(self, "render ", "at least 0", "workers")
+        check_options(self, "render")
 
 
 @dataclass(frozen=True)
@@ -180,24 +171,22 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     cameras: str | None = None
-    redraw: int | None = None
-    image_size: int = 64
+    redraw: int | None = bounded(None, least=0, most=2**63 - 1)
+    image_size: int = bounded(64, least=16, most=1024)
     render: RenderConfig = field(default_factory=RenderConfig)
-    threads: int = 0
+    threads: int = bounded(0, least=0, most=1024)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     def __post_init__(self) -> None:
-        if not 16 <= self.image_size <= 1024:
-            raise ValueError(f"image_size must lie between 16 and 1024 pixels, got {self.image_size}")
+        check_options(self, "")
         if not 0 <= self.seed < 10_000:
-            raise ValueError(f"seed must lie between 0 and 9999, got {self.seed}: evaluation has other seeds")
-        if self.redraw is not None and self.redraw < 0:
-            raise ValueError(f"redraw must be at least 0, got {self.redraw}")
-        if self.threads < 0:
-            raise ValueError(f"threads must be at least 0, got {self.threads}")
+            problem = f"must lie between 0 and 9999, got {shown(self.seed)}: evaluation has other seeds"
+            raise OptionError("", "seed", problem)
         if self.encoder.kind == "keypoint3d":
-            grids(LAYERS[self.encoder.layers], self.image_size, self.image_size)  # refuses images that are too small
-        _refuse_nan(self)
+            try:
+                grids(LAYERS[self.encoder.layers], self.image_size, self.image_size)
+            except ValueError as error:
+                raise OptionError("", "image_size", f"is too small: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -214,7 +203,7 @@ class TrainConfig(RunConfig):
     """
 
     algorithm: Literal["ppo", "sac", "tqc"] = "ppo"
-    total_steps: int | None = None
+    total_steps: int | None = bounded(None, least=1, most=1_000_000_000)
     pretrained: str | None = None
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -225,12 +214,8 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         if self.total_steps is None:
             object.__setattr__(self, "total_steps", 40_000 if self.algorithm == "ppo" else 20_000)
-        if self.total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
-        if self.envs > 1000:
-            raise ValueError(f"{self.algorithm} envs must be at most 1000, got {self.envs}: evaluation has other seeds")
         if self.pretrained is not None and self.encoder.kind != "keypoint3d":
-            raise ValueError(f"pretrained keypoints do not fit an encoder of kind '{self.encoder.kind}'")
+            raise OptionError("", "pretrained", f"keypoints do not fit an encoder of kind '{self.encoder.kind}'")
 
     @property
     def envs(self) -> int:
@@ -258,119 +243,20 @@ class PretrainConfig(RunConfig):
     """
 
     policy: Literal["random", "scripted", "mixed"] = "random"
-    frames: int = 8000
-    steps: int = 2000
-    batch_size: int = 64
-    learning_rate: float = 1.2e-3
-    log_every: int = 200
-    picture_every: int = 1000
+    frames: int = bounded(8000, above=0, most=1_000_000_000)
+    steps: int = bounded(2000, above=0, most=1_000_000_000)
+    batch_size: int = bounded(64, above=0, most=1_000_000)
+    learning_rate: float = bounded(1.2e-3, above=0, most=100)
+    log_every: int = bounded(200, above=0, most=1_000_000_000)
+    picture_every: int = bounded(1000, least=0, most=1_000_000_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self, "", "above 0", "frames", "steps", "batch_size", "learning_rate", "log_every")
-        if self.picture_every < 0:
-            raise ValueError(f"picture_every must be at least 0, got {self.picture_every}")
         if self.encoder.kind != "keypoint3d":
-            raise ValueError(f"only keypoints can be pretrained, not an encoder of kind '{self.encoder.kind}'")
+            problem = f"is '{self.encoder.kind}': only keypoints can be pretrained, of kind 'keypoint3d'"
+            raise OptionError("", "encoder.kind", problem)
 
     @property
     def label(self) -> str:
         """What is trained, for the names of run folders."""
         return "pretrain"
-
-
-def to_yaml(config: Any) -> str:
-    """A configuration as YAML, in the order of its fields.
-
-    :param config: frozen dataclass, nested ones become mappings.
-    """
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
-
-
-def from_yaml(path: Path, config_class: type | None = None) -> Any:
-    """Read a configuration back, checked against the dataclass.
-
-    :param path: file that :func:`to_yaml` wrote.
-    :param config_class: the dataclass; None tells a pretraining by its options from a training.
-    :raises UserError: naming file and key for anything that is not as the dataclass says.
-    """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML") from None
-    if config_class is None:
-        pretraining = isinstance(data, dict) and "policy" in data and "ppo" not in data
-        config_class = PretrainConfig if pretraining else TrainConfig
-    return _from_dict(data, config_class, str(path), "")
-
-
-def _require(config: Any, prefix: str, where: str, *names: str) -> None:
-    """Refuse the first of some options whose value does not lie where it should; NaN has a message of its own."""
-    misses = {
-        "above 0": lambda value: value <= 0,
-        "at least 0": lambda value: value < 0,
-        "between 0 and 1": lambda value: value < 0 or value > 1,
-    }[where]
-    for name in names:
-        value = getattr(config, name)
-        if misses(value):
-            raise ValueError(f"{prefix}{name} must be {where}, got {value}")
-
-
-def _refuse_nan(config: Any, prefix: str = "") -> None:
-    """Every comparison with NaN is false, so that it would pass all other checks."""
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if dataclasses.is_dataclass(value):
-            _refuse_nan(value, f"{prefix}{entry.name}.")
-        elif isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{prefix}{entry.name} must be a number, got nan")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _from_dict(data: Any, config_class: type, file: str, prefix: str) -> Any:
-    """Build a dataclass from a mapping; unknown keys, wrong types and refused values name file and key."""
-    if not isinstance(data, dict):
-        raise UserError(f"{file}: '{prefix or 'top level'}' must be a mapping, got {type(data).__name__}")
-    hints, values = typing.get_type_hints(config_class), {}
-    names = {field.name for field in dataclasses.fields(config_class)}
-    for key, value in data.items():
-        if key not in names:
-            raise unknown(f"key in {file}:", prefix + str(key), [prefix + name for name in sorted(names)])
-        kind = hints[key]
-        if dataclasses.is_dataclass(kind):
-            values[key] = _from_dict(value, typing.cast(type, kind), file, f"{prefix}{key}.")
-        else:
-            values[key] = _typed(value, kind, f"{file}: key '{prefix}{key}'")
-    try:
-        return config_class(**values)
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from None
-
-
-def _typed(value: Any, kind: Any, where: str) -> Any:
-    """A YAML value as the annotated type, or a UserError that says where."""
-    if typing.get_origin(kind) is Literal:
-        if value not in typing.get_args(kind):
-            raise unknown(f"value at {where}:", str(value), map(str, typing.get_args(kind)))
-        return value
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{where} must be {kind.__name__}, got {value!r}")
-    return value

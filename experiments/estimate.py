@@ -64,7 +64,7 @@ def estimate(config: TrainConfig, model: BaseAlgorithm, folder: Path) -> Estimat
     return Estimate(
         seconds,
         int(resident_memory() + frames * frame + 4 * weights + (beside > 1) * beside * WORKER_MEMORY),
-        int(_times(config, config.log.checkpoint_every) * 3 * weights + 2 * MEGABYTE),
+        int(_checkpoints_kept(config) * 3 * weights + _frames_on_disk(config) * frame + 2 * MEGABYTE),
         shutil.disk_usage(folder).free,
     )
 
@@ -91,6 +91,24 @@ def _frames_kept(config: TrainConfig) -> int:
         return 0  # the replay is counted by itself, where it is allocated
     buffer = config.auxiliary.buffer_frames if config.encoder.kind == "keypoint3d" else 0
     return config.ppo.envs * config.ppo.steps + buffer
+
+
+def _frames_on_disk(config: TrainConfig) -> int:
+    """Frames that the checkpoints which are kept refer to, while the run lasts; each frame is written once."""
+    keypoints, log = config.encoder.kind == "keypoint3d", config.log
+    ring = config.auxiliary.buffer_frames if keypoints else 0
+    if config.algorithm != "ppo":
+        ring = min(config.sac.buffer_size, config.total_steps)
+    older = (_checkpoints_kept(config) - 1) * (log.checkpoint_every or config.total_steps)
+    return min(config.total_steps, ring + older) if ring else 0
+
+
+def _checkpoints_kept(config: TrainConfig) -> int:
+    """How many checkpoints lie on the disk together, for a moment one more than are kept."""
+    log, written = config.log, 1 + _times(config, config.log.checkpoint_every)
+    if log.checkpoints_kept == 0:
+        return written
+    return min(written, log.checkpoints_kept + 1 + (_times(config, log.checkpoints_kept_every) - 1))
 
 
 def _times(config: TrainConfig, interval: int) -> int:

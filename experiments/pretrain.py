@@ -32,9 +32,10 @@ from experiments.cli import parse, run_main
 from experiments.config import LogConfig, PretrainConfig
 from experiments.episodes import Actors
 from experiments.estimate import Estimate, resident_memory
+from experiments.logs import metrics_logger
 from experiments.pictures import keypoint_sheet, write_picture
 from experiments.progress import Progress
-from experiments.recording import StopRequest, metrics_logger
+from experiments.recording import StopRequest
 from experiments.runs import Run
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         trainer = build_trainer(config, env, scene)
         describe(config, env, scene, trainer)
         run = Run.create(path, config, scene)
-        with StopRequest().listening() as stop:
+        with run.locked(), StopRequest().listening() as stop:
             pretrain(run, env, trainer, stop)
     print(f'done: {run.path}\nnext: make probe RUN={run.path}   make train ARGS="--pretrained {run.path}"')
     return stop.exit_code
@@ -261,7 +262,7 @@ class Learning:
         """A checkpoint and a picture of the first frame."""
         optimizers = {"policy": self.policy.encoder_optimizer}
         state = {"gradient_steps": self.step, "frames": len(self.trainer.frames)}
-        self.run.save(self.step, self.policy, optimizers, state)
+        self.run.checkpoints.write(self.step, self.policy, optimizers, state)
         images, poses = frames["images"][:1], frames["camera_poses"][:1] if "camera_poses" in frames else None
         picture = keypoint_sheet(self.trainer.extractor.encoder, self.policy.decoder, images, poses)
         write_picture(self.run, self.step, picture)

@@ -32,7 +32,7 @@ def load_pretrained(policy: torch.nn.Module, config: RunConfig, scene: Scene) ->
     :param scene: the new run's cameras.
     :raises UserError: where the earlier run has another rig, image size, workspace or K; both values are named.
     """
-    run = Run.open(config.pretrained, kind=RunConfig)
+    run = Run.open(config.pretrained, kind=RunConfig, makes_envs=False)
     require_same_encoder(run, config)
     differences = run.scene().differences(scene)
     if differences:

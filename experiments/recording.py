@@ -1,98 +1,26 @@
-"""What a run writes while it trains: metrics, progress, evaluations, checkpoints; and how it is stopped."""
+"""What a run does beside learning: progress, evaluations, checkpoints; and how it is stopped."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 from tqdm import tqdm
 
-from agents.vec_env import NormalizeReward
-from envs.errors import UserError
-from experiments.config import LogConfig
 from experiments.evaluation import PERIODIC_SEED, Evaluation, evaluate
-from experiments.runs import Run
-
-
-def import_wandb() -> ModuleType:
-    """The W&B client, imported on demand because the import is slow and the service optional."""
-    # Our package `agents` has the name of an LLM library, for which W&B would advertise another product.
-    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
-    import wandb
-
-    return wandb
-
-
-def require_login(log: LogConfig) -> None:
-    """Log in to W&B where its server is asked for, before anything is written.
-
-    :raises UserError: where that fails.
-    """
-    if log.wandb != "online":
-        return
-    wandb = import_wandb()
-    try:
-        wandb.login()
-    except wandb.errors.Error as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--log.wandb online: {reason} Without an account: --log.wandb offline") from error
-
-
-class WandbOutputFormat(KVWriter):
-    """Scalars to Weights & Biases under the run's own step; offline unless asked."""
-
-    def __init__(self, run: Run, mode: str, project: str) -> None:
-        wandb = import_wandb()
-        self._run = wandb.init(
-            project=project,
-            name=run.path.name,
-            dir=str(run.path),
-            mode=mode,
-            config=dataclasses.asdict(run.config),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Log what is a number."""
-        numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, (int, float, np.number))}
-        self._run.log(numbers, step=step)
-
-    def close(self) -> None:
-        """Finish the run's record."""
-        self._run.finish()
-
-
-@contextmanager
-def metrics_logger(run: Run, log: LogConfig) -> Iterator[Logger]:
-    """SB3's logger, writing ``metrics.csv``, TensorBoard events and, unless off, Weights & Biases."""
-    outputs: list[KVWriter] = [
-        CSVOutputFormat(str(run.path / "metrics.csv")),
-        TensorBoardOutputFormat(str(run.path / "tensorboard")),
-    ]
-    if log.wandb != "off":
-        outputs.append(WandbOutputFormat(run, log.wandb, log.wandb_project))
-    logger = Logger(str(run.path), outputs)
-    try:
-        yield logger
-    finally:
-        logger.close()
+from kp3d_rl.storage.trees import Tree, require_like
 
 
 class StopRequest:
-    """A first SIGINT or SIGTERM asks training to end after the step at hand; a second one interrupts at once."""
+    """A first SIGINT or SIGTERM asks training to stop where it can go on later; a second one interrupts at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -115,23 +43,17 @@ class StopRequest:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        print(f"\n{signal.Signals(number).name}: writing a checkpoint, then stopping", file=sys.stderr, flush=True)
+        print(
+            f"\n{signal.Signals(number).name}: stopping after this rollout's training, with a checkpoint "
+            "(once more: at once)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     @property
     def exit_code(self) -> int:
         """What a shell expects of a process that a signal ended; 0 without one."""
         return 0 if self.signal is None else 128 + self.signal
-
-
-class StopCallback(BaseCallback):
-    """Ends training where a signal asks for it."""
-
-    def __init__(self, request: StopRequest) -> None:
-        super().__init__()
-        self.request = request
-
-    def _on_step(self) -> bool:
-        return not self.request
 
 
 class Every(BaseCallback):
@@ -141,6 +63,18 @@ class Every(BaseCallback):
         super().__init__()
         self.interval, self.action = interval, action
         self.due = interval
+
+    def state(self) -> dict[str, Tree]:
+        """When it is due."""
+        return {"due": self.due}
+
+    def load_state(self, state: dict[str, Tree]) -> None:
+        """Undo :meth:`state`.
+
+        :raises DamagedError: for a state of another form.
+        """
+        require_like(state, {"due": 0}, "due")
+        self.due = state["due"]
 
     def _on_rollout_end(self) -> None:
         if self.interval and self.num_timesteps >= self.due:
@@ -193,30 +127,43 @@ class Evaluator:
             env.close()
 
 
-def save_checkpoint(run: Run, model: BaseAlgorithm) -> None:
-    """Everything that the run needs to be evaluated, and what is known of its training state."""
-    state: dict[str, Any] = {"num_timesteps": model.num_timesteps, "n_updates": getattr(model, "_n_updates", 0)}
-    env = model.get_env()
-    if isinstance(env, NormalizeReward):
-        state["reward_normalization"] = env.state()
-    if getattr(model, "log_ent_coef", None) is not None:
-        state["log_entropy_coefficient"] = float(model.log_ent_coef.detach())
-    run.save(model.num_timesteps, model.policy, optimizers(model), state)
+class Rows(BaseCallback):
+    """Writes the rows of numbers: of PPO one for each rollout, of SAC and TQC one in so many steps.
 
+    SB3 would count anew in a training that goes on, and off-policy it would count episodes, which may be so long that
+    evaluations are overwritten before they are written. To be listed last: a row holds what the others have logged.
 
-def optimizers(model: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:
-    """All optimisers of an algorithm, by name: one for PPO's policy; actor's, critic's and entropy's for SAC and TQC.
-
-    :param model: as built.
+    :param interval: environment steps between two rows; 0: one for each rollout.
     """
-    policy = model.policy
-    found = {
-        "policy": getattr(policy, "optimizer", None),
-        "actor": getattr(getattr(policy, "actor", None), "optimizer", None),
-        "critic": getattr(getattr(policy, "critic", None), "optimizer", None),
-        "entropy": getattr(model, "ent_coef_optimizer", None),
-    }
-    return {name: optimizer for name, optimizer in found.items() if optimizer is not None}
+
+    def __init__(self, interval: int) -> None:
+        super().__init__()
+        self.interval, self.due, self.iterations = interval, interval, 0
+
+    def state(self) -> dict[str, Tree]:
+        """When the next row is due, and how many there were."""
+        return {"due": self.due, "iterations": self.iterations}
+
+    def load_state(self, state: dict[str, Tree]) -> None:
+        """Undo :meth:`state`.
+
+        :raises DamagedError: for a state of another form.
+        """
+        require_like(state, {"due": 0, "iterations": 0}, "rows")
+        self.due, self.iterations = state["due"], state["iterations"]
+
+    def _on_rollout_end(self) -> None:
+        if self.interval and self.num_timesteps < self.due:
+            return
+        self.iterations += 1
+        if self.interval:
+            self.due = (self.num_timesteps // self.interval + 1) * self.interval
+            self.model.dump_logs()
+        else:
+            self.model.dump_logs(self.iterations)
+
+    def _on_step(self) -> bool:
+        return True
 
 
 class ProgressCallback(BaseCallback):

@@ -1,16 +1,20 @@
 """Train a policy: ``python -m experiments.train --env reach-multiview``.
 
-Everything that the run makes goes to ``runs/<env>/<name>/``; evaluation and video need only that path.
+Everything that the run makes goes to ``runs/<env>/<name>/``; evaluation and video need only that path. A run that was
+stopped or killed goes on with :mod:`experiments.resume`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from agents.callbacks import AuxiliaryCallback, ClippingCallback
 from agents.scene import Scene
@@ -18,23 +22,16 @@ from agents.seam import NonFiniteError
 from envs.errors import UserError
 from experiments.algorithms import build_model, describe_replay
 from experiments.building import make_env, make_training_env, use_threads
+from experiments.checkpointing import DISK_FULL, CheckpointCallback, Stopped, disk_error, save_finished
 from experiments.cli import parse, run_main
 from experiments.config import TrainConfig
 from experiments.estimate import estimate
+from experiments.logs import RunLogger, metrics_logger, require_login
 from experiments.pictures import save_picture
 from experiments.pretrained import load_pretrained
 from experiments.progress import Progress
-from experiments.recording import (
-    Evaluator,
-    Every,
-    ProgressCallback,
-    StopCallback,
-    StopRequest,
-    metrics_logger,
-    require_login,
-    save_checkpoint,
-)
-from experiments.runs import Run
+from experiments.recording import Evaluator, Every, ProgressCallback, Rows, StopRequest
+from experiments.runs import Checkpoint, Run
 
 LOG_EVERY = 1000
 """Environment steps between two rows of numbers of SAC and TQC; PPO writes one for each rollout."""
@@ -46,20 +43,26 @@ def main(argv: Sequence[str]) -> int:
     use_threads(config.threads)
     path = Run.new_path(config)
     require_login(config.log)
-    env = make_training_env(config)
+    with contextlib.closing(make_training_env(config)) as env:
+        model, scene = build(config, env)
+        if config.pretrained is not None:
+            load_pretrained(model.policy, config, scene)
+        describe(config, model, scene)
+        run = Run.create(path, config, scene)
+        with run.locked(), StopRequest().listening() as stop:
+            return train(run, model, stop)
+
+
+def build(config: TrainConfig, env: VecEnv) -> tuple[BaseAlgorithm, Scene | None]:
+    """The model, and what its encoder knows of the environment.
+
+    :param config: of the run.
+    :param env: its environments.
+    """
     scene = None if config.encoder.kind == "state" else Scene.of(env)
     if config.algorithm != "ppo":
         print(describe_replay(config, env))  # before it is allocated
-    model = build_model(config, env, scene)
-    if config.pretrained is not None:
-        load_pretrained(model.policy, config, scene)
-    describe(config, model, scene)
-    run = Run.create(path, config, scene)
-    with StopRequest().listening() as stop:
-        train(run, model, stop)
-    env.close()
-    print(f"done: {run.path}\nnext: make evaluate RUN={run.path}   make video RUN={run.path}")
-    return stop.exit_code
+    return build_model(config, env, scene), scene
 
 
 def describe(config: TrainConfig, model: BaseAlgorithm, scene: Scene | None) -> None:
@@ -81,72 +84,105 @@ def describe(config: TrainConfig, model: BaseAlgorithm, scene: Scene | None) -> 
     print(estimate(config, model, Path.cwd()), flush=True)
 
 
-def train(run: Run, model: BaseAlgorithm, stop: StopRequest) -> None:
-    """Learn, log, evaluate; a checkpoint is written at the end and when a signal asks to stop.
+def train(run: Run, model: BaseAlgorithm, stop: StopRequest, checkpoint: Checkpoint | None = None) -> int:
+    """Learn to the end, or to where a signal asks to stop; say what comes next.
 
     :param run: where everything goes.
-    :param model: as built.
+    :param model: as built and, to go on, with what the checkpoint holds.
     :param stop: set by a signal.
-    :raises UserError: where a number is NaN or Inf, with the step, the term and the last good checkpoint.
+    :param checkpoint: to go on from; None begins.
+    :return: the process's exit code.
+    :raises UserError: where a number is NaN or Inf, or the disk is full: with the step and the last good checkpoint.
     """
-    config = run.config
-    evaluator = Evaluator(lambda: make_env(config), config.log.evaluation_episodes)
-    with metrics_logger(run, config.log) as logger:
-        model.set_logger(logger)
-        try:
-            model.learn(config.total_steps, callback=callbacks(run, evaluator, stop), log_interval=log_interval(config))
-        except NonFiniteError as error:
-            raise UserError(
-                f"training stopped at step {model.num_timesteps}: {error}; last good checkpoint: {run.last_good()}"
-            ) from error
-        save_checkpoint(run, model)
-        if not stop:
-            evaluator(model)
-            save_picture(run, model)
-            print(f"final evaluation: {evaluator.describe()}")
-        logger.record("time/total_timesteps", model.num_timesteps, exclude="tensorboard")
-        logger.dump(model.num_timesteps)
-        evaluator.close()
+    evaluator = Evaluator(lambda: make_env(run.config), run.config.log.evaluation_episodes)
+    state = None if checkpoint is None else checkpoint.state["log"]
+    try:
+        with contextlib.closing(evaluator), metrics_logger(run, run.config.log, state) as logger:
+            model.set_logger(logger)
+            learn(run, model, evaluator, stop, checkpoint)
+            finish(run, model, evaluator, logger)
+    except Stopped:
+        print(f"stopped: {run.path}\nnext: make train RESUME={run.path}")
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print(f"\nlast good checkpoint: {run.last_good()}\nnext: make train RESUME={run.path}", file=sys.stderr)
+        raise
+    except NonFiniteError as error:
+        last = run.last_good()
+        raise UserError(
+            f"training stopped at step {model.num_timesteps}: {error}; last good checkpoint: {last}"
+        ) from error
+    except OSError as error:
+        raise disk_error(run, model.num_timesteps, error) if error.errno in DISK_FULL else error from None
+    print(f"done: {run.path}\nnext: make evaluate RUN={run.path}   make video RUN={run.path}")
+    return 0
 
 
-def log_interval(config: TrainConfig) -> int | None:
-    """How often SB3 itself writes a row of numbers: PPO for each rollout, SAC and TQC never.
+def learn(
+    run: Run, model: BaseAlgorithm, evaluator: Evaluator, stop: StopRequest, checkpoint: Checkpoint | None
+) -> None:
+    """SB3's own loop, with everything that happens beside it.
 
-    Off-policy it would count episodes, which may be so long that evaluations are overwritten before they are written.
-
-    :param config: of the run.
-    """
-    return 1 if config.algorithm == "ppo" else None
-
-
-def callbacks(run: Run, evaluator: Evaluator, stop: StopRequest) -> list[BaseCallback]:
-    """What happens beside learning; the auxiliary loss comes first, so that the rest sees its numbers.
-
-    :param run: as in :func:`train`.
+    :param run, model, stop, checkpoint: as in :func:`train`.
     :param evaluator: for the periodic evaluations.
-    :param stop: as in :func:`train`.
+    """
+    model.learn(
+        run.config.total_steps - model.num_timesteps,  # SB3 adds what is done already
+        callback=callbacks(run, evaluator, stop, checkpoint),
+        log_interval=None,  # rows are written by a callback, which knows how many there were
+        reset_num_timesteps=checkpoint is None,
+    )
+
+
+def finish(run: Run, model: BaseAlgorithm, evaluator: Evaluator, logger: RunLogger) -> None:
+    """The last evaluation, picture and row of numbers, then the last checkpoint: with it the run is finished."""
+    evaluator(model)
+    save_picture(run, model)
+    print(f"final evaluation: {evaluator.describe()}")
+    logger.record("time/total_timesteps", model.num_timesteps, exclude="tensorboard")
+    logger.dump(model.num_timesteps)
+    save_finished(run, model)
+
+
+def callbacks(
+    run: Run, evaluator: Evaluator, stop: StopRequest, checkpoint: Checkpoint | None = None
+) -> list[BaseCallback]:
+    """What happens beside learning, in this order; the auxiliary loss comes early, so that the rest sees its numbers.
+
+    :param run, stop, checkpoint: as in :func:`train`.
+    :param evaluator: for the periodic evaluations.
     """
     config, log = run.config, run.config.log
-    if config.encoder.kind == "keypoint3d":
-        auxiliary = config.auxiliary
-        if config.pretrained is not None:
-            auxiliary = dataclasses.replace(auxiliary, warmup_frames=0, warmup_steps=0)
-        gradients: BaseCallback = AuxiliaryCallback(
-            auxiliary, should_stop=lambda: bool(stop), on_warmup_step=Progress("warm-up of the keypoints", "steps")
-        )
-    else:
-        gradients = ClippingCallback(config.auxiliary.clip)
-    found = [
-        gradients,
-        StopCallback(stop),
-        Every(log.evaluate_every, evaluator),
-        Every(log.picture_every, lambda model: save_picture(run, model)),
-        Every(log.checkpoint_every, lambda model: save_checkpoint(run, model)),
-        ProgressCallback(config.total_steps, evaluator),
-    ]
-    if config.algorithm != "ppo":  # last: the row holds what the others have logged at this step
-        found.append(Every(LOG_EVERY, lambda model: model.dump_logs()))
-    return found
+    parts = {
+        "gradients": gradients(config, stop),
+        "evaluations": Every(log.evaluate_every, evaluator),
+        "pictures": Every(log.picture_every, lambda model: save_picture(run, model)),
+        "rows": Rows(0 if config.algorithm == "ppo" else LOG_EVERY),
+    }
+    *first, rows = parts.values()
+    progress = ProgressCallback(config.total_steps, evaluator)
+    return [CheckpointCallback(run, parts, stop, checkpoint), *first, progress, rows]
+
+
+def gradients(config: TrainConfig, stop: StopRequest) -> AuxiliaryCallback | ClippingCallback:
+    """The callback that owns the auxiliary loss, or, without keypoints, the clipping alone.
+
+    :param config: of the run.
+    :param stop: in the warm-up, which can only be repeated, it stops at once.
+    """
+    if config.encoder.kind != "keypoint3d":
+        return ClippingCallback(config.auxiliary.clip)
+    auxiliary = config.auxiliary
+    if config.pretrained is not None:
+        auxiliary = dataclasses.replace(auxiliary, warmup_frames=0, warmup_steps=0)
+
+    def stop_now() -> bool:
+        if stop:
+            raise Stopped
+        return False
+
+    show = Progress("warm-up of the keypoints", "steps")
+    return AuxiliaryCallback(auxiliary, should_stop=stop_now, on_warmup_step=show)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def fuse(points: Tensor, weights: Tensor, rays: Tensor | None = None, depth_trus
     )
     information = weights.unsqueeze(-1) * across
     moment = (information @ points.unsqueeze(-1)).sum(-4)
-    return torch.linalg.solve(information.sum(-4), moment).squeeze(-1)
+    return _solve_positive(information.sum(-4), moment.squeeze(-1))
 
 
 def triangulate(rig: Rig, uv: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -145,6 +145,26 @@ def _normalise(weights: Tensor, dim: int) -> Tensor:
     total = weights.sum(dim, keepdim=True)
     empty = total <= torch.finfo(weights.dtype).tiny
     return torch.where(empty, 1.0 / weights.shape[dim], weights / torch.where(empty, 1.0, total))
+
+
+def _solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve (..., 3, 3) symmetric positive definite equations with right sides (..., 3)."""
+    if torch.compiler.is_exporting():  # exchange formats such as ONNX have no operation that solves equations
+        return _solve_written_out(matrix, right)
+    return torch.linalg.solve(matrix, right.unsqueeze(-1)).squeeze(-1)
+
+
+def _solve_written_out(matrix: Tensor, right: Tensor) -> Tensor:
+    """The same by elimination in plain arithmetic (L D L^T): without pivots as exact, the matrix being positive."""
+    (a, b, c), (_, d, e), (_, _, f) = (row.unbind(-1) for row in matrix.unbind(-2))
+    x, y, z = right.unbind(-1)
+    b_a, c_a = b / a, c / a
+    d, e = d - b_a * b, e - b_a * c
+    e_d = e / d
+    y = y - b_a * x
+    z = (z - c_a * x - e_d * y) / (f - c_a * c - e_d * e)
+    y = y / d - e_d * z
+    return torch.stack([x / a - b_a * y - c_a * z, y, z], -1)
 
 
 def _solve_or_nan(normal: Tensor, moment: Tensor) -> Tensor:

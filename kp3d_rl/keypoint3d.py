@@ -32,6 +32,7 @@ from kp3d_rl.geometry import fuse
 from kp3d_rl.heatmaps import soft_argmax, softmax2d, spread, standardise
 from kp3d_rl.losses import LossWeights
 from kp3d_rl.networks import LAYERS, DepthKind, Precision, ViewEncoder, convolve_in, grids
+from kp3d_rl.options import bounded, check_options
 
 RAYS_ALONE = 0.01
 """Trust in depths that are none, just enough to keep rays that never meet within bounds."""
@@ -72,44 +73,30 @@ class Keypoint3DConfig:
     :param loss: weights of the loss terms.
     """
 
-    keypoints: int = 16
+    keypoints: int = bounded(16, least=1, most=1024)
     dimensions: Literal["3d", "2d"] = "3d"
     view_weights: Literal["shared", "per_view"] = "shared"
     layers: Literal["fast", "paper"] = "fast"
-    width: int = 16
-    decoder_width: int = 32
-    heat_scale: float = 3.0
+    width: int = bounded(16, least=1, most=1024)
+    decoder_width: int = bounded(32, least=1, most=1024)
+    heat_scale: float = bounded(3.0, above=0, most=10_000)
     standardise: bool = True
-    noise: float = 0.05
-    gaussian_width: float = 1.5
+    noise: float = bounded(0.05, least=0, most=100)
+    gaussian_width: float = bounded(1.5, above=0, most=1000)
     confidence: bool = True
     background: bool = True
-    decoded_views: int = 1
+    decoded_views: int = bounded(1, least=0, most=1024)
     weigh_pixels: bool = True
-    own_view: float = 0.5
-    random_shift: int = 0
+    own_view: float = bounded(0.5, least=0, most=1)
+    random_shift: int = bounded(0, least=0, most=1024)
     depth: DepthKind = "triangulated"
-    depth_trust: float = 0.1
+    depth_trust: float = bounded(0.1, above=0, most=1)
     precision: Precision = "auto"
-    multiview_rise: int = 1000
+    multiview_rise: int = bounded(1000, least=0, most=1_000_000_000)
     loss: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
-        for name in ("keypoints", "width", "decoder_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"encoder {name} must be at least 1, got {getattr(self, name)}")
-        if self.noise < 0 or self.decoded_views < 0:
-            raise ValueError("encoder noise and decoded_views must be at least 0")
-        if self.multiview_rise < 0:
-            raise ValueError(f"encoder multiview_rise must be at least 0 steps, got {self.multiview_rise}")
-        if self.random_shift < 0:
-            raise ValueError(f"encoder random_shift must be at least 0 pixels, got {self.random_shift}")
-        if not 0 <= self.own_view <= 1:
-            raise ValueError(f"encoder own_view must lie between 0 and 1, got {self.own_view}")
-        if not 0 < self.depth_trust <= 1:
-            raise ValueError(f"encoder depth_trust must be above 0 and at most 1, got {self.depth_trust}")
-        if self.gaussian_width <= 0 or self.heat_scale <= 0:
-            raise ValueError("encoder gaussian_width and heat_scale must be above 0")
+        check_options(self, "encoder")
 
     def loss_at(self, step: int) -> LossWeights:
         """The weights of the loss terms after so many gradient steps.

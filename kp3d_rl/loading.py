@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-import yaml
-from safetensors import SafetensorError, safe_open
 
 from kp3d_rl.cameras import Rig, Workspace
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig
 from kp3d_rl.losses import LossWeights
+from kp3d_rl.storage.files import TENSOR_LIMIT, parse_json, parse_tensors, read_checked, read_sums
+from kp3d_rl.storage.steps import complete_steps, folder_of, latest_step
 
 _PREFIX = "features_extractor.encoder."
 
@@ -19,7 +18,8 @@ _PREFIX = "features_extractor.encoder."
 def load(run: str | Path, step: int | None = None) -> Keypoint3D:
     """The keypoint encoder of a run, ready to use; its cameras are ``encoder.rig``.
 
-    Nothing is unpickled: configuration is YAML, cameras are JSON, weights are safetensors.
+    Nothing is unpickled: options and cameras are JSON, weights are safetensors; all are checked against the checksums
+    that the checkpoint holds.
 
     :param run: run folder.
     :param step: which checkpoint; None takes the newest.
@@ -31,13 +31,15 @@ def load(run: str | Path, step: int | None = None) -> Keypoint3D:
     run = Path(run)
     folder = _checkpoint(run, step)
     try:
-        config = _config(yaml.safe_load((run / "config.yaml").read_text())["encoder"])
-        described = json.loads((run / "rig.json").read_text())
+        sums = read_sums(folder)
+        config = _config(parse_json(read_checked(folder / "state.json", sums), "state.json")["encoder"])
+        described = parse_json(read_checked(run / "rig.json", sums, name="../../rig.json"), "rig.json")
         cameras, box = described["cameras"], described["workspace"]
         rig = Rig.from_arrays(cameras["intrinsics"], cameras["world_from_camera"], cameras["height"], cameras["width"])
         encoder = Keypoint3D(config, rig, Workspace.from_arrays(box["centre"], box["half_extents"]))
-        encoder.load_state_dict(_weights(folder / "policy.safetensors"))
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, yaml.YAMLError) as error:
+        data = read_checked(folder / "policy.safetensors", sums, TENSOR_LIMIT)
+        encoder.load_state_dict(_of_the_encoder(parse_tensors(data, "policy.safetensors")))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split("\n\t", 2)[:2])  # torch lists every tensor, one a line: the first will do
         raise ValueError(f"{run} holds no usable keypoint encoder: {type(error).__name__}: {reason}") from None
     return encoder.eval()
@@ -47,13 +49,13 @@ def _checkpoint(run: Path, step: int | None) -> Path:
     """The folder of the wanted checkpoint; only complete ones (with their state.json) count."""
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(f"{run} is not a run: it has no config.yaml")
-    found = (path.parent for path in (run / "checkpoints").glob("*/state.json"))
-    complete = {int(folder.name): folder for folder in found if folder.name.isdigit()}
-    if not complete:
+    checkpoints = run / "checkpoints"
+    latest, complete = latest_step(checkpoints), complete_steps(checkpoints)
+    if latest is None:
         raise FileNotFoundError(f"{run} has no checkpoint yet")
     if step is not None and step not in complete:
-        raise FileNotFoundError(f"{run} has no checkpoint at step {step}, only at {sorted(complete)}")
-    return complete[max(complete) if step is None else step]
+        raise FileNotFoundError(f"{run} has no checkpoint at step {step}, only at {complete}")
+    return folder_of(checkpoints, latest if step is None else step)
 
 
 def _config(fields: dict) -> Keypoint3DConfig:
@@ -64,7 +66,5 @@ def _config(fields: dict) -> Keypoint3DConfig:
     return Keypoint3DConfig(**known | {"loss": LossWeights(**known.get("loss", {}))})
 
 
-def _weights(path: Path) -> dict[str, torch.Tensor]:
-    with safe_open(path, framework="pt") as tensors:
-        names = [name for name in tensors.keys() if name.startswith(_PREFIX)]
-        return {name.removeprefix(_PREFIX): tensors.get_tensor(name) for name in names}
+def _of_the_encoder(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}

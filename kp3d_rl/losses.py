@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from kp3d_rl.options import bounded, check_options
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -25,17 +27,14 @@ class LossWeights:
     :param variance: weight of the heat maps' variance.
     """
 
-    reconstruction: float = 50.0
-    multiview: float = 20.0
-    separation: float = 0.2
-    coverage: float = 1.0
-    variance: float = 2.0
+    reconstruction: float = bounded(50.0, least=0, most=1_000_000)
+    multiview: float = bounded(20.0, least=0, most=1_000_000)
+    separation: float = bounded(0.2, least=0, most=1_000_000)
+    coverage: float = bounded(1.0, least=0, most=1_000_000)
+    variance: float = bounded(2.0, least=0, most=1_000_000)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"loss weight '{field.name}' must be a number of at least 0, got {value}")
+        check_options(self, "loss")
 
 
 def reconstruction_loss(reconstruction: Tensor, images: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -154,3 +153,6 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
     if total is None:
         raise ValueError("no loss terms to add")
     return total
+
+
+# -- checking options --------------------------------------------------------------------------------------------------

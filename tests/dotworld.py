@@ -8,6 +8,7 @@ import torch
 
 from agents.scene import Scene
 from envs.cameras import CameraRig, WorkspaceSpec
+from envs.snapshots import load_random, save_random
 
 SIZE = 32
 
@@ -74,6 +75,14 @@ class DotEnv(gym.Env):
         distance = float(np.linalg.norm(self.dot))
         reward = float("nan") if self.poison == "reward" else 1.0 - np.tanh(5 * distance)
         return self.observe(), reward, False, self.time >= self.horizon, {"is_success": distance < 0.1}
+
+    def save_state(self):
+        return {"dot": self.dot.copy(), "time": self.time, "random": save_random(self.np_random)}
+
+    def load_state(self, state):
+        self.dot, self.time = state["dot"].copy(), state["time"]
+        load_random(self, state["random"])
+        return self.observe()
 
     def observe(self) -> dict[str, np.ndarray]:
         proprio = np.full(2, np.nan if self.poison == "observation" else 0.5, np.float32)

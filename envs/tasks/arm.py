@@ -11,7 +11,20 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.cameras import CameraSpec, WorkspaceSpec
+from envs.errors import UserError
 from envs.redraw import redraw_box, redraw_cameras, redraw_colours
+from envs.snapshots import (
+    FreshModel,
+    check_physics,
+    check_random,
+    load_physics,
+    load_random,
+    may_be_set,
+    require_form,
+    require_number,
+    save_physics,
+    save_random,
+)
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CONTROL_STEP = 0.05  # seconds: 20 actions per second
@@ -31,6 +44,9 @@ class ArmEnv(gym.Env):
     A task subclasses this and says where things start (:meth:`place`), what they mean (:meth:`reward`,
     :meth:`success`) and what a policy without eyes would have to know (:meth:`task_state`). If it knows how to solve
     itself, it has a method ``scripted_action() -> (4,)``, which pretraining can play episodes with.
+
+    Simulation, model and random state are saved with a run and restored. A task that keeps anything else from one step
+    to the next adds it to :meth:`save_state` and takes it back in :meth:`load_state`.
     """
 
     metadata = {"render_modes": [], "render_fps": round(1 / CONTROL_STEP)}
@@ -59,6 +75,7 @@ class ArmEnv(gym.Env):
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
         size = self.proprio().size + self.task_state().size
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self._fresh_model: FreshModel | None = None
 
     # What a task defines.
 
@@ -92,9 +109,11 @@ class ArmEnv(gym.Env):
         own = type(self)
         self.start = redraw_box(own.start, self.workspace, start)
         self.cameras = redraw_cameras(own.cameras, self.workspace, cameras)
+        self._fresh_model = None  # the scene is made again from the seed: it is not part of the state
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Start an episode; the same seed gives the same episode."""
+        self._remember_model()
         super().reset(seed=seed)
         mujoco.mj_resetDataKeyframe(self.model, self.data, self.model.key("home").id)
         self._elapsed = 0
@@ -121,6 +140,43 @@ class ArmEnv(gym.Env):
         self._elapsed += 1
         return self._observation(), self.reward(), False, self._elapsed >= self.horizon, self._info()
 
+    def save_state(self) -> dict[str, Any]:
+        """All that the coming steps and episodes depend on, as plain values and arrays (:mod:`envs.snapshots`).
+
+        :raises UserError: where the task has changed a part of the model that cannot be restored.
+        """
+        changed = self._remember_model().changed(self.model)
+        for name, value in changed.items():
+            if not may_be_set(name, value):
+                raise UserError(f"{type(self).__name__} cannot be saved: it changes the model's field {name}")
+        return {
+            "elapsed": self._elapsed,
+            "physics": save_physics(self.model, self.data),
+            "model": changed,
+            "random": save_random(self.np_random),
+        }
+
+    def load_state(self, state: Any) -> np.ndarray:
+        """Take over a state that another environment of the same task was in.
+
+        :param state: as :meth:`save_state` gave it.
+        :return: the present observation.
+        :raises UserError: if it is no such state.
+        """
+        what = f"the state of {type(self).__name__}"
+        require_form(state, dict.fromkeys(self.save_state()), what)  # a subclass's entries are among them
+        require_number(state["elapsed"], int, f"{what}: 'elapsed'", 0, self.horizon)
+        check_physics(self.model, state["physics"], f"{what}: 'physics'")
+        fresh = self._remember_model()
+        fresh.check(self.model, state["model"], f"{what}: 'model'")
+        check_random(state["random"], f"{what}: 'random'")
+        fresh.restore(self.model, state["model"])
+        load_physics(self.model, self.data, state["physics"])
+        load_random(self, state["random"])
+        self._elapsed = state["elapsed"]
+        self._refresh()
+        return self._observation()
+
     @property
     def end_effector(self) -> np.ndarray:
         """(3,) the point between the fingertips, world metres."""
@@ -145,6 +201,12 @@ class ArmEnv(gym.Env):
         step = (np.asarray(point) - self.end_effector) / ACTION_SCALE
         step /= max(1.0, np.abs(step).max())  # all axes alike, so that the way is straight
         return np.append(step, closing).astype(np.float32)
+
+    def _remember_model(self) -> FreshModel:
+        """What the model is before any episode: afterwards a task's :meth:`place` may change it."""
+        if self._fresh_model is None:
+            self._fresh_model = FreshModel(self.model)
+        return self._fresh_model
 
     def _settle(self, start: np.ndarray) -> None:
         """Bring the gripper to its start and to rest, before the episode begins."""

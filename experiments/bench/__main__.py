@@ -19,6 +19,7 @@ import torch
 
 from envs.errors import UserError, unknown
 from experiments.bench import learner, memory, training, views
+from experiments.bench.checkpoints import checkpoint_cost
 from experiments.bench.looks import looks
 from experiments.bench.report import write
 from experiments.bench.scenes import hammer, reach
@@ -64,6 +65,10 @@ SECTIONS: dict[str, Callable[[BenchConfig, str], Rows]] = {
     "growth": lambda config, device: [
         *views.growth(config.seconds / 3),
         *learner.growth(config.seconds / 3, device),
+    ],
+    "checkpoints": lambda config, device: [
+        checkpoint_cost(TrainConfig(device=device), steps=max(1, round(config.seconds)) * 1024),
+        checkpoint_cost(TrainConfig(algorithm="sac", device=device), steps=max(1, round(config.seconds)) * 80),
     ],
     "memory": lambda config, device: [
         memory.worker_memory(),

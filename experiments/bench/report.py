@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.bench.tables import TABLES, memory_curves
-from experiments.pages import fill_pages
-from experiments.provenance import origin
+from experiments.pages import fill_pages, record
 
 Rows = Sequence[dict[str, Any]]
 
@@ -23,12 +21,7 @@ def write(docs: Path, rows: Rows) -> None:
     :param rows: each with its ``section`` and ``device``.
     """
     path = docs / "bench.json"
-    measured = {(row["section"], row["device"]) for row in rows}
-    before = json.loads(path.read_text())["runs"] if path.is_file() else []
-    kept = [row for row in before if (row["section"], row["device"]) not in measured]
-    made = origin()
-    records = [*kept, *({**row, **made} for row in rows)]
-    path.write_text(json.dumps({"study": "bench", "runs": records}, indent=1) + "\n")
+    records = record(path, rows, ("section", "device"))
     for name, table in TABLES.items():
         lines = table(list(rows))
         if lines:

@@ -13,7 +13,7 @@ def views_table(rows: Rows) -> list[str]:
     """Views per second of every renderer."""
     rows = [row for row in rows if row["section"] == "views"]
     heads = ("device", "scene", "renderer", "ms for all views", "views/s", "times Gymnasium's defaults")
-    return _table(
+    return table_of(
         heads,
         [
             (
@@ -32,7 +32,7 @@ def views_table(rows: Rows) -> list[str]:
 def looks_table(rows: Rows) -> list[str]:
     """How far light views are from what the task's file asks for, and the ray tracer from OpenGL."""
     heads = ("device", "scene", "compared", "mean difference, of 255", "IoU of geoms, mean", "least", "geoms")
-    return _table(
+    return table_of(
         heads,
         [
             (
@@ -53,7 +53,7 @@ def looks_table(rows: Rows) -> list[str]:
 def workers_table(rows: Rows) -> list[str]:
     """Views per second of one and more worker processes."""
     rows = [row for row in rows if row["section"] == "workers"]
-    return _table(
+    return table_of(
         ("device", "processes", "views/s", "times one"),
         [(row["device"], row["what"], f"{row['views_per_second']:.0f}", _times(row)) for row in rows],
     )
@@ -62,7 +62,7 @@ def workers_table(rows: Rows) -> list[str]:
 def learner_table(rows: Rows) -> list[str]:
     """Auxiliary steps per second of both formulations."""
     rows = [row for row in rows if row["section"] == "learner"]
-    return _table(
+    return table_of(
         ("device", "network", "ms a step", "steps/s", "times the original's"),
         [
             (row["device"], row["what"], f"{row['milliseconds']:.0f}", f"{row['steps_per_second']:.2f}", _times(row))
@@ -74,7 +74,7 @@ def learner_table(rows: Rows) -> list[str]:
 def training_table(rows: Rows) -> list[str]:
     """Environment steps per second of whole training."""
     rows = [row for row in rows if row["section"] == "training"]
-    return _table(
+    return table_of(
         ("device", "stack", "environment steps/s", "times naive"),
         [(row["device"], row["what"], f"{row['steps_per_second']:.1f}", _times(row)) for row in rows],
     )
@@ -85,7 +85,7 @@ def stages_table(rows: Rows) -> list[str]:
     rows = [row for row in rows if row["section"] == "training"]
     stages = list(dict.fromkeys(stage for row in reversed(rows) for stage in row["shares"]))
     short = [f"{row['what'].partition(':')[0]} ({row['device']})" for row in rows]
-    return _table(
+    return table_of(
         ("stage, share of the time", *short),
         [(stage, *(f"{100 * row['shares'].get(stage, 0):.0f} %" for row in rows)) for stage in stages],
     )
@@ -94,7 +94,7 @@ def stages_table(rows: Rows) -> list[str]:
 def growth_table(rows: Rows) -> list[str]:
     """How speed goes with sizes."""
     rows = [row for row in rows if row["section"] == "growth"]
-    return _table(
+    return table_of(
         ("device", "unit", "varied", "value", "units/s"),
         [
             (row["device"], row["unit"], row["varied"], str(row["value"]), f"{row['steps_per_second']:.1f}")
@@ -106,7 +106,28 @@ def growth_table(rows: Rows) -> list[str]:
 def memory_table(rows: Rows) -> list[str]:
     """What is held in memory."""
     rows = [row for row in rows if row["section"] == "memory"]
-    return _table(("device", "what", "MB"), [(row["device"], row["what"], f"{row['megabytes']:.0f}") for row in rows])
+    return table_of(("device", "what", "MB"), [(row["device"], row["what"], f"{row['megabytes']:.0f}") for row in rows])
+
+
+def checkpoints_table(rows: Rows) -> list[str]:
+    """What checkpoints cost."""
+    heads = ("device", "algorithm", "a checkpoint, s", "MB", "every so many steps", "that is, s", "share of the time")
+    return table_of(
+        heads,
+        [
+            (
+                row["device"],
+                row["what"],
+                f"{row['seconds']:.2f}",
+                f"{row['megabytes']:.0f}",
+                f"{row['interval']:,}",
+                f"{row['interval_seconds']:.0f}",
+                f"{100 * row['share']:.2f} %",
+            )
+            for row in rows
+            if row["section"] == "checkpoints"
+        ],
+    )
 
 
 def memory_over_time_table(rows: Rows) -> list[str]:
@@ -118,7 +139,7 @@ def memory_over_time_table(rows: Rows) -> list[str]:
         shown = (sizes[0], sizes[len(sizes) // 2], sizes[-1], max(sizes))
         length, filled = f"{curve[-1]['minute']:.1f}", f"{curve[-1]['replay_filled']:.1f}"
         cells.append((device, what, length, filled, *(f"{size:.0f}" for size in shown)))
-    return _table(heads, cells)
+    return table_of(heads, cells)
 
 
 def memory_curves(rows: Rows) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -134,7 +155,8 @@ def _times(row: dict[str, Any], name: str = "times_first") -> str:
     return f"{row[name]:.1f}"
 
 
-def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+def table_of(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown; no lines where there are no rows."""
     if not cells:
         return []
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -150,6 +172,7 @@ TABLES: dict[str, Callable[[Rows], list[str]]] = {
     "stages": stages_table,
     "growth": growth_table,
     "memory": memory_table,
+    "checkpoints": checkpoints_table,
     OVER_TIME: memory_over_time_table,
 }
 """Kinds of tables that a page may ask for."""

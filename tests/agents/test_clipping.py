@@ -52,9 +52,18 @@ def test_the_encoders_clip_falls_to_its_floor_as_in_the_original() -> None:
     assert ClipConfig(encoder=3.0).encoder_at(50) == 3.0  # a clip below the floor stays where it is
 
 
-@pytest.mark.parametrize("bad", [{"policy": 0.0}, {"encoder": -1.0}, {"encoder_floor": 0.0}, {"encoder_decay": -1.0}])
-def test_impossible_clips_are_refused(bad: dict) -> None:
-    with pytest.raises(ValueError, match="above 0"):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"policy": 0.0}, "gradient clip policy must be above 0 and at most 1,000,000,000, got 0.0"),
+        ({"encoder": -1.0}, "gradient clip encoder must be above 0"),
+        ({"encoder_floor": 0.0}, "gradient clip encoder_floor must be above 0"),
+        ({"encoder_decay": -1.0}, "gradient clip encoder_decay must be at least 0"),
+        ({"policy": float("inf")}, "gradient clip policy must be a finite number, got inf"),
+    ],
+)
+def test_impossible_clips_are_refused(bad: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ClipConfig(**bad)
 
 

@@ -265,7 +265,7 @@ def test_a_stop_is_heard_during_the_warm_up() -> None:
         def _on_step(self) -> bool:
             return False
 
-    config = AuxiliaryConfig(warmup_frames=1000, warmup_steps=1000)
+    config = AuxiliaryConfig(warmup_frames=1000, warmup_steps=1000, steps_per_rollout=0)
     model.learn(4000, callback=Stop(config, should_stop=lambda: True))
     assert model.num_timesteps == 4 and model.policy.auxiliary.calls == 0  # one step of the warm-up, one of the rollout
 

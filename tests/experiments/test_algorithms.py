@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -19,7 +18,7 @@ from agents.scene import Scene
 from envs.errors import UserError
 from experiments import evaluate, train, video
 from experiments.algorithms import build_model, describe_replay
-from experiments.config import AuxiliaryConfig, EncoderConfig, SACConfig, TrainConfig
+from experiments.config import AuxiliaryConfig, EncoderConfig, PretrainConfig, SACConfig, TrainConfig
 from experiments.pretrained import load_pretrained
 from experiments.runs import Run
 from tests.dotworld import DotEnv, dot_scene
@@ -95,7 +94,6 @@ def sac_run(workplace: Path) -> Path:
 def test_a_run_of_sac_is_trained_evaluated_and_filmed(sac_run: Path) -> None:
     checkpoint = Run.open(str(sac_run)).load()
     assert set(checkpoint.optimizers) == {"actor", "critic", "entropy"}
-    assert isinstance(checkpoint.state["log_entropy_coefficient"], float)
     assert (sac_run / "metrics.csv").read_text().count("auxiliary/reconstruction") == 1
     evaluate.main(["--run", str(sac_run), "--episodes", "2", "--envs", "2", "--ablate"])
     assert (sac_run / "eval.json").is_file()
@@ -163,8 +161,7 @@ def test_training_starts_from_pretrained_keypoints_without_a_warm_up(
 
     def learn(model, *args, callback, **kwargs):
         started.append({n: p.clone() for n, p in model.policy.state_dict().items()})
-        started.append(callback[0].config)
-        model._last_obs = None
+        started.append(callback[0].parts["gradients"].config)
 
     monkeypatch.setattr("stable_baselines3.PPO.learn", learn)
     run_in(workplace, train.main, ["--run", "continued", *TINY, "--pretrained", str(tiny_run), "--seed", "1"])
@@ -213,7 +210,7 @@ def test_pretrained_state_runs_and_lying_folders_are_refused(tiny_run: Path, sta
         load_pretrained(torch.nn.Module(), config, dot_scene())
     opened = Run.open(str(tiny_run))
     lying = Run.create(tmp_path / "lying", dataclasses.replace(opened.config, run=None), opened.scene())
-    lying.save(1, torch.nn.Linear(1, 1), {}, {})
+    lying.checkpoints.write(1, torch.nn.Linear(1, 1), {}, {})
     model_config = dataclasses.replace(opened.config, pretrained=str(lying.path))
     with pytest.raises(UserError, match="does not fit its config.yaml"):
         load_pretrained(train.build_model(model_config, *scene_of(model_config)).policy, model_config, opened.scene())
@@ -225,13 +222,9 @@ def scene_of(config: TrainConfig):
 
 
 def test_a_pretraining_has_no_policy_to_evaluate(tiny_run: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pretraining"
-    folder.mkdir()
-    data = yaml.safe_load((tiny_run / "config.yaml").read_text())
-    kept = {key: data[key] for key in ("env", "run", "seed", "image_size", "encoder")}
-    (folder / "config.yaml").write_text(yaml.safe_dump(kept | {"policy": "random"}))
+    run = Run.create(tmp_path / "pretraining", PretrainConfig(), Run.open(str(tiny_run)).scene())
     with pytest.raises(UserError, match="is no training run, so it has no policy"):
-        Run.open(str(folder))
+        Run.open(str(run.path))
 
 
 def test_auxiliary_options_reach_the_off_policy_policies() -> None:

@@ -372,6 +372,8 @@ def rows_of_all_sections() -> list[dict]:
         {"section": "training", "what": "ours", "times_first": 11.0, "shares": {"backward": 0.4}, **common},
         {"section": "growth", "varied": "views", "value": 6, "unit": "gradient steps", **common},
         {"section": "memory", "what": "8 workers", "megabytes": 900.0, "device": "cpu"},
+        {"section": "checkpoints", "what": "PPO", "device": "cpu", "seconds": 0.5, "megabytes": 200.0}
+        | {"interval": 5000, "interval_seconds": 60.0, "share": 0.5 / 60},
         *(
             {"section": "memory-over-time", "what": "2 workers", "device": "cpu", "replay_filled": 2.0 * minute}
             | {"minute": minute, "megabytes": size}
@@ -387,6 +389,7 @@ def test_tables_and_pictures_of_all_sections(tmp_path: Path) -> None:
         assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1, kind
         assert table([]) == []
     assert tables.growth_table(rows)[2] == "| cpu | gradient steps | views | 6 | 100.0 |"
+    assert tables.checkpoints_table(rows)[2] == "| cpu | PPO | 0.50 | 200 | 5,000 | 60 | 0.83 % |"
     assert tables.TABLES["memory-over-time"](rows)[2] == "| cpu | 2 workers | 3.0 | 6.0 | 100 | 130 | 120 | 140 |"
     for name, draw in {"bench.png": report.draw, "bench-memory.png": report.draw_memory}.items():
         draw(rows, tmp_path / name)

@@ -208,7 +208,7 @@ def test_refusals_are_one_line(workplace: Path, trained: Path, state_run: Path, 
     (pixels / "config.yaml").write_text(config.replace("kind: keypoint3d", "kind: pixels"))
     for run, options, message in (
         (trained, ["--bodies", "targett"], "unknown body 'targett': did you mean 'target'?.* valid: hand_target,"),
-        (trained, ["--checkpoint", "7"], r"no checkpoint at step 7, only at \[160\]"),
+        (trained, ["--checkpoint", "7"], r"no checkpoint at step 7, only at \[32, 160\]"),
         (state_run, [], "acts on 'state': it has no keypoints to probe"),
         (pixels, [], "acts on 'pixels': it has no keypoints to probe"),
         (tmp_path, [], "is not a run"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.policies import KeypointPolicy
 from agents.scene import Scene
-from experiments import recording
-from experiments.config import TrainConfig
-from experiments.recording import Evaluator, Every, ProgressCallback, WandbOutputFormat
-from experiments.runs import Run
+from experiments.recording import Evaluator, Every, ProgressCallback
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 from tests.dotworld import DotEnv
 
@@ -85,19 +81,3 @@ def test_nothing_auxiliary_runs_in_an_evaluation_between_rollout_and_update() ->
     model.policy.decoder.register_forward_hook(lambda *_: decoded.append(1))
     Evaluator(DotEnv, 2)(model)
     assert model.policy.auxiliary.calls == 0 and not decoded and not model.policy.training
-
-
-def test_wandb_gets_the_mode_project_name_and_configuration_of_the_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked: dict = {}
-    logged: list = []
-    session = SimpleNamespace(log=lambda values, step: logged.append((values, step)), finish=lambda: None)
-    stand_in = SimpleNamespace(init=lambda **kwargs: asked.update(kwargs) or session, Settings=lambda **kwargs: kwargs)
-    monkeypatch.setattr(recording, "import_wandb", lambda: stand_in)
-    run = Run(tmp_path / "some-run", TrainConfig(seed=7))
-    output = WandbOutputFormat(run, "online", "my-project")
-    output.write({"loss": 0.5, "note": "no number"}, {}, step=12)
-    assert (asked["mode"], asked["project"], asked["name"]) == ("online", "my-project", "some-run")
-    assert asked["config"]["seed"] == 7 and asked["dir"] == str(tmp_path / "some-run")
-    assert logged == [({"loss": 0.5}, 12)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -16,7 +17,8 @@ from envs.errors import UserError
 from experiments.algorithms import load_policy
 from experiments.building import make_env
 from experiments.config import TrainConfig
-from experiments.runs import Run, without_aliases
+from experiments.runs import Run
+from experiments.runs.checkpoints import without_aliases
 
 
 @pytest.fixture
@@ -25,10 +27,18 @@ def copied(tiny_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "copy"))
 
 
+def sign(folder: Path) -> None:
+    """Write the checksums of a checkpoint's files as they are now: what whoever tampers with them can do as well."""
+    names = [line.split("  ", 1)[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    present = [name for name in names if (folder / name).is_file()]
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in present]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
 def test_a_run_folder_holds_everything(tiny_run: Path) -> None:
     for name in ("config.yaml", "rig.json", "metrics.csv", "tensorboard", "checkpoints", "pictures"):
         assert (tiny_run / name).exists(), name
-    assert Run.open(str(tiny_run)).steps() == [160]
+    assert Run.open(str(tiny_run)).steps() == [32, 160]  # after the warm-up, and at the end
     assert list((tiny_run / "pictures").glob("*.png"))
 
 
@@ -81,7 +91,7 @@ def test_checkpoint_round_trip_holds_policy_and_optimizer(opened: Run, tmp_path:
     policy = load_policy(opened, env, checkpoint, "cpu")
     policy.optimizer.load_state_dict(checkpoint.optimizers["policy"])
     again = Run(tmp_path, opened.config)
-    again.save(7, policy, {"policy": policy.optimizer}, {"note": 1})
+    again.checkpoints.write(7, policy, {"policy": policy.optimizer}, {"note": 1})
     second = again.load(7)
     assert second.state["note"] == 1 and second.step == 7
     for name, value in policy.state_dict().items():
@@ -120,7 +130,7 @@ def test_nothing_of_a_checkpoint_is_unpickled(opened: Run, monkeypatch: pytest.M
 def test_damaged_checkpoints_are_one_line(copied: Path) -> None:
     folder = copied / "checkpoints" / "000000160"
     run = Run.open(str(copied))
-    with pytest.raises(UserError, match="no checkpoint at step 3, only at 160"):
+    with pytest.raises(UserError, match="no checkpoint at step 3, only at 32, 160"):
         run.load(3)
     good = (folder / "policy.safetensors").read_bytes()
     for name, content in (
@@ -129,15 +139,28 @@ def test_damaged_checkpoints_are_one_line(copied: Path) -> None:
         ("state.json", b"{"),
         ("state.json", b'{"format": 99}'),
         ("state.json", b"{}"),
-        ("state.json", b'{"format": 2, "aliases": [1]}'),
+        ("state.json", b'{"format": 3, "aliases": [1]}'),
+        ("optimizer.safetensors", b""),
+        ("training.safetensors", good),
+        ("SHA256SUMS", b""),
+        ("SHA256SUMS", b"0 policy.safetensors"),
     ):
-        before = (folder / name).read_bytes()
-        (folder / name).write_bytes(content)
-        with pytest.raises(UserError, match="is damaged|has format 99"):
-            run.load()
-        (folder / name).write_bytes(before)
+        for sums_fit in (False, True):  # damage by chance, and by someone who writes checksums too
+            before = {file.name: file.read_bytes() for file in folder.iterdir()}
+            (folder / name).write_bytes(content)
+            if sums_fit and name != "SHA256SUMS":
+                sign(folder)
+            with pytest.raises(UserError, match="is damaged: ") as error:
+                run.load()
+            message = str(error.value)
+            assert "\n" not in message and "others stand at step 32" in message
+            assert sums_fit or name == "SHA256SUMS" or f"{name} is damaged: its checksum" in message
+            if sums_fit and content == b'{"format": 99}':
+                assert "has format 99, this version reads format 3" in message
+            for file, data in before.items():
+                (folder / file).write_bytes(data)
     run.load()
-    shutil.rmtree(folder)
+    shutil.rmtree(copied / "checkpoints")
     with pytest.raises(UserError, match="has no checkpoint yet"):
         run.load()
 
@@ -146,7 +169,7 @@ def test_a_half_written_checkpoint_is_not_seen(copied: Path) -> None:
     run = Run.open(str(copied))
     (copied / "checkpoints" / ".000000999.partial").mkdir()
     (copied / "checkpoints" / "000000998").mkdir()  # no state.json: killed before it was complete
-    assert run.steps() == [160]
+    assert run.steps() == [32, 160] and run.load().step == 160
 
 
 def test_cameras_size_and_keypoints_that_differ_are_refused_with_both_values(copied: Path) -> None:
@@ -190,26 +213,36 @@ def test_encoder_loads_without_simulator_and_sb3(tiny_run: Path, opened: Run) ->
     assert torch.equal(found.rig.intrinsics, policy.features_extractor.encoder.rig.intrinsics)
 
 
+def tamper(copied: Path, text: str, other: str) -> None:
+    """Change the newest checkpoint's JSON as someone would who knows of the checksums."""
+    folder = copied / "checkpoints" / "000000160"
+    before = (folder / "state.json").read_text()
+    assert text in before
+    (folder / "state.json").write_text(before.replace(text, other))
+    sign(folder)
+
+
 def test_encoder_loads_beside_stray_folders_and_from_runs_that_lack_newer_options(copied: Path) -> None:
-    stray = copied / "checkpoints" / "000000160.bak"
-    shutil.copytree(copied / "checkpoints" / "000000160", stray)
-    text = (copied / "config.yaml").read_text()
-    (copied / "config.yaml").write_text(text.replace("  own_view: 0.5\n", ""))
-    assert "own_view: 0.5" in text and kp3d_rl.load(copied).config.own_view == 0.5
-    for name, content in (("rig.json", b"{"), ("config.yaml", b"\x80\xff"), ("config.yaml", b"")):
+    shutil.copytree(copied / "checkpoints" / "000000160", copied / "checkpoints" / "000000160.bak")
+    tamper(copied, '  "own_view": 0.5,\n', "")
+    assert kp3d_rl.load(copied).config.own_view == 0.5
+    state = "checkpoints/000000160/state.json"
+    for name, content in (("rig.json", b"{"), (state, b"\x80\xff"), (state, b""), (state, b"[]")):
         before = (copied / name).read_bytes()
         (copied / name).write_bytes(content)
+        with pytest.raises(ValueError, match="copy holds no usable keypoint encoder: DamagedError: .* its checksum"):
+            kp3d_rl.load(copied)
+        sign(copied / "checkpoints" / "000000160")
         with pytest.raises(ValueError, match="copy holds no usable keypoint encoder"):
             kp3d_rl.load(copied)
         (copied / name).write_bytes(before)
 
 
 def test_weights_that_do_not_fit_are_one_line(copied: Path) -> None:
-    text = (copied / "config.yaml").read_text()
-    (copied / "config.yaml").write_text(text.replace("  width: 4\n", "  width: 6\n"))
+    tamper(copied, '"width": 4,', '"width": 6,')
     with pytest.raises(ValueError, match="no usable keypoint encoder: RuntimeError: .* size mismatch") as error:
         kp3d_rl.load(copied)
-    assert "  width: 4\n" in text and "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 def test_encoder_of_what_is_no_keypoint_run(state_run: Path, copied: Path, tmp_path: Path) -> None:

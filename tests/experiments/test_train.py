@@ -22,7 +22,8 @@ from experiments import evaluate, train
 from experiments.building import choose_device, use_threads
 from experiments.config import LogConfig, TrainConfig
 from experiments.estimate import _times
-from experiments.recording import StopRequest, import_wandb
+from experiments.logs.weights_and_biases import import_wandb
+from experiments.recording import StopRequest
 from experiments.runs import Run
 from tests.experiments.conftest import TINY, run_in
 
@@ -136,21 +137,25 @@ def test_exit_code_2_and_one_line_for_a_typing_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_write_a_checkpoint_first(tmp_path: Path, number: signal.Signals) -> None:
+def test_signals_stop_training_at_a_rollouts_start_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     long = [*TINY, "--total-steps", "1000000", "--run", "stopped", "--log.checkpoint-every", "0"]
     process = subprocess.Popen(
         command(*long), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     metrics = tmp_path / "runs" / "reach-multiview" / "stopped" / "metrics.csv"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+    warmed_up = metrics.parent / "checkpoints" / "000000032"
+    while not warmed_up.is_dir() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output
     assert number.name in output and "Traceback" not in output
+    assert f"RESUME={metrics.parent.relative_to(tmp_path)}" in output
     run = Run.open(str(metrics.parent))
-    assert run.load().state["num_timesteps"] == run.steps()[-1] > 0
+    counters = run.load().state["training"]["counters"]
+    assert counters["num_timesteps"] == run.steps()[-1] >= 32 and counters["num_timesteps"] % 64 == 32  # whole rollouts
+    assert counters["updates"] == (counters["num_timesteps"] - 32) // 64  # and the training on each of them
 
 
 def test_a_second_signal_interrupts_at_once() -> None:
@@ -177,8 +182,8 @@ def test_nan_stops_training_and_names_step_term_and_checkpoint(
         run_in(workplace, train.main, ["--run", "nan", *TINY, "--log.checkpoint-every", "64"])
     message = str(error.value)
     assert "training stopped at step 160" in message and "'multiview' is nan" in message
-    assert message.endswith("checkpoints/000000160")  # written at the rollout's end, before the update
-    assert Run.open(str(workplace / "runs" / "reach-multiview" / "nan")).steps() == [96, 160]
+    assert message.endswith("checkpoints/000000096")
+    assert Run.open(str(workplace / "runs" / "reach-multiview" / "nan")).steps() == [32, 96]
 
 
 def test_threads_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +228,6 @@ def test_a_gymnasium_environment_with_a_cameras_file(tmp_path: Path, capsys: pyt
     cameras.unlink()  # the run holds its own copy, and is evaluated from another folder
     run = tmp_path / "runs" / "Reacher-v5" / "reacher"
     assert json.loads((run / "rig.json").read_text())["cameras"]["height"] == 32
-    assert Run.open(str(run)).steps() == [160]
+    assert Run.open(str(run)).steps() == [32, 160]
     run_in(ROOT, evaluate.main, ["--run", str(run), "--episodes", "1"])
     assert "'Reacher-v5' defines no success" in capsys.readouterr().out

@@ -401,6 +401,13 @@ def test_decoded_views_draws_that_many_views_anew() -> None:
         {"own_view": 1.5},
         {"depth_trust": 0.0},
         {"multiview_rise": -1},
+        {"keypoints": 2000},
+        {"width": 10**9},
+        {"decoder_width": 16.0},
+        {"gaussian_width": float("inf")},
+        {"dimensions": "4d"},
+        {"standardise": "yes"},
+        {"loss": {}},
     ],
 )
 def test_impossible_options_are_refused(bad: dict) -> None:

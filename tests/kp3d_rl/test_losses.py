@@ -95,9 +95,9 @@ def test_weighted_sum_uses_each_weight_and_refuses_unknown_terms() -> None:
         weighted_sum({}, weights)
 
 
-@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), 1e9, True, "1", None, [1.0], 10**400])
 def test_weights_must_be_numbers_of_at_least_zero(bad: float) -> None:
-    with pytest.raises(ValueError, match="'multiview'"):
+    with pytest.raises(ValueError, match="^loss multiview must be"):
         LossWeights(multiview=bad)
 
 
@@ -126,3 +126,6 @@ def test_coverage_falls_when_a_keypoint_takes_the_part_that_none_had() -> None:
 def test_variance_is_in_half_image_sides() -> None:
     spread = torch.tensor([[[8.0, 3.0]]])
     assert float(variance_loss(spread, 12, 32)) == pytest.approx((8 / 16) ** 2 + (3 / 6) ** 2)
+
+
+# -- checking options --------------------------------------------------------------------------------------------------

@@ -1,40 +1,46 @@
-"""Run folders and their checkpoints.
+"""Run folders: how they are made, found and opened.
 
 ``runs/<env>/<name>/`` holds everything of a run: ``config.yaml``, ``origin.json``, ``rig.json``, ``metrics.csv``,
-``tensorboard/``, ``wandb/``, ``checkpoints/<step>/``, ``pictures/``, ``videos/``, ``eval.json``, ``probe.json``, and a
-copy of the cameras file that was used. Nothing in it is ever unpickled: tensors are safetensors, the rest is JSON and
-YAML.
+``tensorboard/``, ``wandb/``, ``checkpoints/<step>/``, ``segments/``, ``pictures/``, ``videos/``, ``eval.json``,
+``probe.json``, and a copy of the cameras file that was used. Such a folder may come from a stranger: nothing in it is
+ever unpickled, nothing is imported because it says so, and no path leads out of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
+import stat
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from filelock import FileLock, Timeout
 
 from agents.scene import Scene
 from envs.errors import UserError, unknown
-from envs.registry import env_ids
-from experiments.config import PretrainConfig, RunConfig, TrainConfig, from_yaml, to_yaml
+from envs.registry import env_ids, is_cameras_file
+from experiments.config import PretrainConfig, RunConfig, TrainConfig
+from experiments.config_files import from_yaml, to_yaml
 from experiments.provenance import origin
+from experiments.runs.checkpoints import Checkpoint, Checkpoints
+from kp3d_rl.storage.files import DamagedError, parse_json, read_whole, write_whole
 
-FORMAT = 2
 ROOT = Path("runs")
 ORIGIN = "origin.json"
 """Commit and machine that a run was made with."""
 CAMERAS = "cameras.yaml"
 """Name of the copy of the cameras file in a run folder, where there was one."""
+LOCK = "lock"
+"""Name of the file that is locked while a training is at work."""
 
 
 _KINDS = {
@@ -42,22 +48,6 @@ _KINDS = {
     PretrainConfig: "pretraining run",
     RunConfig: "run",
 }
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What one checkpoint folder holds.
-
-    :param step: environment steps done.
-    :param policy: state dict of the policy, aliases resolved.
-    :param optimizers: state dicts of the optimisers, by name.
-    :param state: counters and statistics, as plain JSON values.
-    """
-
-    step: int
-    policy: dict[str, torch.Tensor]
-    optimizers: dict[str, dict[str, Any]]
-    state: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -101,33 +91,48 @@ class Run:
             raise UserError(f"run folder {path} already exists: choose another RUN name or remove it") from None
         except OSError as error:
             raise UserError(f"run folder {path} cannot be made: {error.strerror or error}") from None
-        (path / "config.yaml").write_text(to_yaml(config))
-        (path / ORIGIN).write_text(json.dumps(origin(), indent=1))
         if scene is not None:
-            (path / "rig.json").write_text(json.dumps(scene.to_dict(), indent=1))
+            write_whole(path / "rig.json", json.dumps(scene.to_dict(), indent=1).encode())
         if config.cameras is not None and Path(config.cameras).is_file():
             shutil.copyfile(config.cameras, path / CAMERAS)
+        write_whole(path / ORIGIN, json.dumps(origin(), indent=1).encode())
+        write_whole(path / "config.yaml", to_yaml(config).encode())  # last: with it, the folder is a run
         return cls(path, _with_own_cameras(config, path))
 
     @classmethod
     def open(
-        cls, name: str | None, env: str | None = None, root: Path = ROOT, kind: type[RunConfig] = TrainConfig
+        cls,
+        name: str | None,
+        env: str | None = None,
+        root: Path = ROOT,
+        kind: type[RunConfig] = TrainConfig,
+        makes_envs: bool = True,
     ) -> Run:
         """Open a run by path, by name within an environment, or the newest of an environment.
 
         :param name: path of a run folder, or its name if ``env`` is given, or None.
         :param env: environment id.
         :param kind: TrainConfig for what has a policy, PretrainConfig, or RunConfig for either.
-        :raises UserError: if there is no such folder or it is not a run of this kind.
+        :param makes_envs: whether its environment will be made. An id "module:name" has Gymnasium import the module:
+            it must be typed as ``env``, a file that says so is not enough.
+        :raises UserError: if there is no such folder, it is not a run of this kind, or something in it leads out of it.
         """
         path = _find(name, env, root, kind)
         if not (path / "config.yaml").is_file():
             raise UserError(f"{path} is not a run: it has no config.yaml")
+        require_contained(path)
         config = from_yaml(path / "config.yaml")
         if not isinstance(config, kind):
             raise UserError(f"{path} is no {_KINDS[kind]}")
         if env is not None and config.env != env:
             raise UserError(f"{path} is a run of '{config.env}', not of '{env}'")
+        if makes_envs and ":" in config.env and env is None:
+            raise UserError(
+                f"{path} is a run of '{config.env}', which imports a module of that name: "
+                f"if that is to happen, say so: ENV={config.env}"
+            )
+        if config.cameras is not None and not (path / CAMERAS).is_file() and is_cameras_file(config.cameras):
+            raise UserError(f"{path} names a cameras file '{config.cameras}' but has no copy of it ({CAMERAS})")
         return cls(path, _with_own_cameras(config, path))
 
     def scene(self) -> Scene | None:
@@ -138,7 +143,9 @@ class Run:
                 return None
             raise UserError(f"{self.path} has no rig.json: the cameras it was trained with are unknown")
         try:
-            return Scene.from_dict(json.loads(path.read_text()))
+            return Scene.from_dict(parse_json(read_whole(path), str(path)))
+        except DamagedError as error:
+            raise UserError(str(error)) from None
         except UserError as error:
             raise UserError(f"{path} is damaged: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -146,70 +153,67 @@ class Run:
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints."""
+        return Checkpoints(self.path, dataclasses.asdict(self.config.encoder))
+
     def steps(self) -> list[int]:
         """Steps at which complete checkpoints stand, ascending."""
-        folder = self.path / "checkpoints"
-        found = folder.iterdir() if folder.is_dir() else ()
-        return sorted(int(p.name) for p in found if p.name.isdigit() and (p / "state.json").is_file())
+        return self.checkpoints.steps()
+
+    def load(self, step: int | None = None) -> Checkpoint:
+        """Read a checkpoint; see :meth:`Checkpoints.read`."""
+        return self.checkpoints.read(step)
 
     def last_good(self) -> str:
         """The newest complete checkpoint, as a message names it."""
-        steps = self.steps()
-        return f"{self.path}/checkpoints/{steps[-1]:09d}" if steps else "none was written yet"
+        step = self.checkpoints.latest()
+        return "none was written yet" if step is None else str(self.checkpoints.path(step))
 
-    def save(
-        self,
-        step: int,
-        policy: torch.nn.Module,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        state: Mapping[str, Any],
-    ) -> Path:
-        """Write a checkpoint: to a temporary folder first, so that a half-written one never looks complete.
+    # -- one training at a time --------------------------------------------------------------------------------------
 
-        :param step: environment steps done.
-        :param policy: its weights.
-        :param optimizers: by name.
-        :param state: further counters and statistics, plain JSON values.
-        :return: the checkpoint's folder.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other training out of the folder; the system lets go of the lock however this process ends.
+
+        :raises UserError: where another training is at work here.
         """
-        folder = self.path / "checkpoints" / f"{step:09d}"
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        tensors, aliases = without_aliases(policy.state_dict())
-        save_file(tensors, partial / "policy.safetensors")
-        moments, groups = _flatten_optimizers(optimizers)
-        save_file(moments, partial / "optimizer.safetensors")
-        record = {"format": FORMAT, "step": step, "aliases": aliases, "optimizer_groups": groups, **state}
-        (partial / "state.json").write_text(json.dumps(record, indent=1))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-        return folder
-
-    def load(self, step: int | None = None) -> Checkpoint:
-        """Read a checkpoint; nothing in it is executed.
-
-        :param step: which one; None takes the newest.
-        :raises UserError: if there is none or it is damaged.
-        """
-        steps = self.steps()
-        if not steps:
-            raise UserError(f"{self.path} has no checkpoint yet")
-        if step is not None and step not in steps:
-            raise UserError(f"{self.path} has no checkpoint at step {step}, only at {', '.join(map(str, steps))}")
-        folder = self.path / "checkpoints" / f"{steps[-1] if step is None else step:09d}"
+        lock = FileLock(self.path / LOCK, timeout=0)
         try:
-            record = json.loads((folder / "state.json").read_text())
-            if record["format"] != FORMAT:
-                raise UserError(f"{folder} has format {record['format']}, this version reads format {FORMAT}")
-            tensors = load_file(folder / "policy.safetensors")
-            tensors |= {alias: tensors[name] for alias, name in record["aliases"].items()}
-            moments = load_file(folder / "optimizer.safetensors")
-            optimizers = _unflatten_optimizers(moments, record["optimizer_groups"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise UserError(f"checkpoint {folder} is damaged: {type(error).__name__}: {error}") from None
-        return Checkpoint(record["step"], tensors, optimizers, record)
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"another training is at work in {self.path}: wait for its end or stop it") from None
+        except (NotImplementedError, OSError) as error:  # some network file systems have no locks
+            print(f"warning: {self.path} cannot be locked ({error}): let no other training work there", file=sys.stderr)
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def require_contained(path: Path) -> None:
+    """Refuse a run folder in which a link leads out of it, or something is neither file nor folder.
+
+    What is inside of ``wandb/`` may: that service links to its logs elsewhere, and nothing here reads them.
+
+    :param path: of the run; may itself be reached by links.
+    :raises UserError: naming the first.
+    """
+    root = path.resolve()
+    for folder, names, files in os.walk(root):
+        if Path(folder) == root / "wandb":
+            names.clear()
+            continue
+        for entry in (Path(folder) / name for name in (*names, *files)):
+            try:
+                mode = entry.lstat().st_mode
+            except FileNotFoundError:  # a training is at work there
+                continue
+            if stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root):
+                raise UserError(f"{entry} is a link that leads out of the run: link to the whole run folder instead")
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                raise UserError(f"{entry} is neither a file nor a folder: a run holds nothing else")
 
 
 def _with_own_cameras(config: RunConfig, path: Path) -> RunConfig:
@@ -251,45 +255,3 @@ def _find(name: str | None, env: str | None, root: Path, kind: type[RunConfig]) 
         if path.is_dir():
             return path
     raise UserError(f"no run folder at {' or '.join(map(str, candidates))}")
-
-
-def without_aliases(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Keep each shared tensor once.
-
-    :param tensors: state dict, in which a shared module stands under several names.
-    :return: the tensors under their first names, and ``{further name: first name}``.
-    """
-    first: dict[tuple[int, torch.Size], str] = {}
-    kept, aliases = {}, {}
-    for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and key in first:
-            aliases[name] = first[key]
-        else:
-            first[key] = name
-            kept[name] = tensor.detach().cpu().contiguous()
-    return kept, aliases
-
-
-def _flatten_optimizers(
-    optimizers: Mapping[str, torch.optim.Optimizer],
-) -> tuple[dict[str, torch.Tensor], dict[str, list[dict[str, Any]]]]:
-    """State of optimisers as flat tensors ("<optimiser>.<parameter>.<moment>"), and their groups, fit for JSON."""
-    moments, groups = {}, {}
-    for name, optimizer in optimizers.items():
-        state = optimizer.state_dict()
-        groups[name] = state["param_groups"]
-        for parameter, entries in state["state"].items():
-            for entry, value in entries.items():
-                moments[f"{name}.{parameter}.{entry}"] = torch.as_tensor(value).cpu().contiguous()
-    return moments, groups
-
-
-def _unflatten_optimizers(
-    moments: dict[str, torch.Tensor], groups: dict[str, list[dict[str, Any]]]
-) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {name: {"state": {}, "param_groups": group} for name, group in groups.items()}
-    for key, value in moments.items():
-        name, parameter, entry = key.split(".")
-        found[name]["state"].setdefault(int(parameter), {})[entry] = value
-    return found

@@ -1,0 +1,107 @@
+"""Go on with a run that was stopped or killed: ``python -m experiments.resume --run runs/reach-multiview/<name>``.
+
+It goes on from its newest checkpoint, with the options, threads and renderer that it had, as if nothing had happened:
+on the same machine, weights and logged numbers are those of a run that was never stopped, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from envs.errors import UserError
+from experiments.building import make_training_env, require_same_scene, use_threads
+from experiments.checkpointing import is_finished, load_checkpoint, report_circumstances
+from experiments.cli import parse, run_main
+from experiments.config import TrainConfig
+from experiments.logs import require_login
+from experiments.recording import StopRequest
+from experiments.runs import Checkpoint, Run
+from experiments.train import build, describe, train
+
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    """Going on with a run.
+
+    :param env: environment; with no ``run`` its newest run is taken.
+    :param run: run folder, or its name within the environment.
+    :param checkpoint: step of the checkpoint to go on from; by default the newest.
+    """
+
+    env: str | None = None
+    run: str | None = None
+    checkpoint: int | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Open the run, build what it was built of, put everything back, then learn."""
+    config = parse(ResumeConfig, argv)
+    run = Run.open(config.run, config.env)
+    with run.locked():
+        checkpoint = find_checkpoint(run, config.checkpoint)
+        if checkpoint is not None and is_finished(checkpoint):
+            print(f"{run.path} is finished: {checkpoint.step} steps are done\nnext: make evaluate RUN={run.path}")
+            return 0
+        return go_on(as_it_was(run, checkpoint), checkpoint)
+
+
+def find_checkpoint(run: Run, step: int | None) -> Checkpoint | None:
+    """What to go on from; None where the run was killed before it wrote anything, and begins anew.
+
+    :param run: whose checkpoints are looked at.
+    :param step: of the wanted one; None takes the newest.
+    :raises UserError: where there is none such, or a beginning cannot be repeated.
+    """
+    if step is not None or run.steps():
+        return run.load(step)
+    if run.config.pretrained is not None:
+        raise UserError(f"{run.path} was killed before it took over the keypoints of its pretraining: train anew")
+    print(f"{run.path} has no checkpoint yet: it begins anew")
+    return None
+
+
+def as_it_was(run: Run, checkpoint: Checkpoint | None) -> Run:
+    """The run with the threads and the renderer that were chosen for it when it began.
+
+    :param run: as its configuration says.
+    :param checkpoint: in which they stand.
+    """
+    use_threads(run.config.threads)
+    then = None if checkpoint is None else checkpoint.state.get("circumstances")
+    if not isinstance(then, dict):
+        return run
+    if type(then.get("threads")) is int and 0 < then["threads"] <= 1024:
+        use_threads(then["threads"])
+    if then.get("renderer") not in ("gl", "warp"):
+        return run
+    render = dataclasses.replace(run.config.render, backend=then["renderer"])
+    return Run(run.path, dataclasses.replace(run.config, render=render))
+
+
+def go_on(run: Run, checkpoint: Checkpoint | None) -> int:
+    """Build, restore, learn.
+
+    :param run: locked.
+    :param checkpoint: None begins anew.
+    :return: the process's exit code.
+    """
+    config: TrainConfig = run.config
+    require_login(config.log)
+    with contextlib.closing(make_training_env(config)) as env:
+        model, scene = build(config, env)
+        require_same_scene(run, scene)
+        if checkpoint is None:
+            describe(config, model, scene)
+        else:
+            report_circumstances(run, checkpoint)
+            load_checkpoint(run, model, checkpoint)
+            print(f"{run.path} goes on at step {checkpoint.step} of {config.total_steps}", flush=True)
+        with StopRequest().listening() as stop:
+            return train(run, model, stop, checkpoint)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,161 @@
+"""Files that are whole or not there, and files that are read without trust.
+
+Whatever is written goes to a temporary file first, is flushed to the disk, and takes its name last: a reader, and
+whoever comes after a power cut, finds the old file or the new one. Whatever is read may come from a stranger: it must
+be a regular file of a sensible size, tensors are safetensors, the rest is JSON; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+SUMS = "SHA256SUMS"
+"""Checksums of a folder's files as ``sha256sum`` writes and checks them (``sha256sum -c SHA256SUMS``)."""
+TEXT_LIMIT = 64 << 20
+"""Bytes of the largest JSON file that is read."""
+TENSOR_LIMIT = 4 << 30
+"""Bytes of the largest file of tensors that is read."""
+
+
+class DamagedError(ValueError):
+    """A file is not what it should be; the message names file and fault in one line."""
+
+
+def write_whole(path: Path, data: bytes) -> str:
+    """Write a file that is whole or not there, and on the disk when this returns.
+
+    :param path: its folder must exist; a file, or a link, that stands there is replaced.
+    :param data: its content.
+    :return: its SHA-256 as hexadecimal digits.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with contextlib.suppress(FileNotFoundError):
+        partial.unlink()  # left by a process that was killed; might be a link to somewhere else
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()  # on a full disk the half of a file is the last thing that is needed
+        raise
+    sync_folder(path.parent)
+    return hashlib.sha256(data).hexdigest()
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's list of names; does nothing where the system cannot."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_whole(path: Path, limit: int = TEXT_LIMIT) -> bytes:
+    """Read a regular file; links, pipes and devices are none.
+
+    :param limit: largest size, bytes.
+    :raises DamagedError: for anything else.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise DamagedError(f"{path} is damaged: not a regular file")
+            if found.st_size > limit:
+                raise DamagedError(f"{path} is damaged: {found.st_size} bytes, at most {limit} make sense")
+            return file.read(limit + 1)
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def read_checked(path: Path, sums: Mapping[str, str], limit: int = TEXT_LIMIT, name: str | None = None) -> bytes:
+    """Read a file whose checksum is known.
+
+    :param sums: from :func:`read_sums`.
+    :param limit: largest size, bytes.
+    :param name: under which the sum is listed; None: the file's own.
+    :raises DamagedError: where it differs, is not listed or cannot be read.
+    """
+    name = name or path.name
+    if name not in sums:
+        raise DamagedError(f"{path} is damaged: {SUMS} does not list it")
+    data = read_whole(path, limit)
+    if hashlib.sha256(data).hexdigest() != sums[name]:
+        raise DamagedError(f"{path} is damaged: its checksum is not the one in {SUMS}")
+    return data
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Checksums of a folder's files, by name. The names are for looking up: none of them is ever opened.
+
+    :raises DamagedError: where the list is not one.
+    """
+    sums: dict[str, str] = {}
+    for number, line in enumerate(read_whole(folder / SUMS).decode(errors="replace").splitlines(), 1):
+        digest, gap, name = line.partition("  ")
+        if not gap or len(digest) != 64 or set(digest) - set("0123456789abcdef") or not name or name in sums:
+            raise DamagedError(f"{folder / SUMS} line {number} is damaged: expected a SHA-256, two spaces and a name")
+        sums[name] = digest
+    return sums
+
+
+def sums_text(sums: Mapping[str, str]) -> bytes:
+    """Undo :func:`read_sums`."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """JSON without duplicate keys.
+
+    :param data: UTF-8 text.
+    :param name: of the file, for the message.
+    :raises DamagedError: where it is something else, or nested too deeply.
+    """
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise DamagedError(f"{name} is damaged: {reason[:200]}") from None
+
+
+def parse_tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file.
+
+    :param data: its content.
+    :param name: of the file, for the message.
+    :raises DamagedError: where it is something else.
+    """
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        raise DamagedError(f"{name} is damaged: {' '.join(str(error).split())[:200]}") from None
+
+
+def tensors_to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Tensors as the content of a safetensors file; the same tensors give the same bytes."""
+    return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return found

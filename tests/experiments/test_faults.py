@@ -1,0 +1,191 @@
+"""What can go wrong while a run writes, and what it says of it: full disks, crashes in any place, two at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agents.buffers import FrameBuffer
+from envs.errors import UserError
+from experiments import pretrain, resume
+from experiments.runs import Checkpoints, Run
+from kp3d_rl.storage import files
+from tests.experiments.conftest import TINY, TINY_PRETRAIN, run_in
+
+ROOT = Path(__file__).parents[2]
+
+
+class PowerCut(BaseException):
+    """Nothing after this runs; what is on the disk is what the next process finds."""
+
+
+def small_run(folder: Path) -> tuple[Checkpoints, Callable[[int], None], FrameBuffer]:
+    """Checkpoints of a module whose weights say the step, with a ring of frames that do too."""
+    module, ring = torch.nn.Linear(2, 2), FrameBuffer(6)
+    (folder / "config.yaml").write_text("env: none\n")
+    checkpoints = Checkpoints(folder)
+
+    def write(step: int) -> None:
+        with torch.no_grad():
+            module.weight.fill_(step)
+        ring.add({"images": np.full((4, 1, 2, 2, 3), step, np.uint8)})
+        checkpoints.write(step, module, {}, {"step": step, "frames": ring.added}, ring.streams())
+        checkpoints.prune(2)
+
+    return checkpoints, write, ring
+
+
+def require_whole(folder: Path) -> int:
+    """The newest checkpoint must be readable, of one piece, and its frames there; its step."""
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.read()
+    assert found.step == found.state["step"] == found.policy["weight"][0, 0]
+    ring = FrameBuffer(6)
+    streams = ring.expect(found.state["frames"], {"images": np.zeros((1, 1, 2, 2, 3), np.uint8)})
+    checkpoints.store.fill(streams, found.segments)
+    assert (ring.last(4)["images"] == found.step).all()
+    return found.step
+
+
+def test_a_crash_in_any_place_leaves_the_old_checkpoint_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies at each of its calls to the file system in turn, before and in the middle of each."""
+    calls = ("replace", "fsync", "open", "rename", "unlink", "rmdir", "mkdir")
+    outcomes, moment = [], 0
+    while True:
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        _, write, _ = small_run(folder)
+        for step in (10, 20, 30):
+            write(step)
+        count = [0]
+
+        def dying(true: Callable, count: list[int] = count, moment: int = moment) -> Callable:
+            def call(*args, **kwargs):
+                count[0] += 1
+                if count[0] > moment:
+                    raise PowerCut
+                return true(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in calls:
+                patch.setattr(os, name, dying(getattr(os, name)))
+            try:
+                write(40)
+                died = False
+            except PowerCut:
+                died = True
+        outcomes.append(require_whole(folder))
+        _, again, _ = small_run(folder)  # the next process writes over whatever was left
+        again(50)
+        assert require_whole(folder) == 50 and not list(folder.rglob("*.partial"))
+        if not died:
+            break
+        moment += 1
+    assert outcomes[0] == 30 and outcomes[-1] == 40 and moment > 20
+    assert outcomes == sorted(outcomes)  # there is one instant at which the new one takes the old one's place
+
+
+def test_half_written_files_are_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process dies in the middle of a write."""
+    _, write, _ = small_run(tmp_path)
+    write(10)
+
+    def half(file: int) -> None:
+        os.truncate(file, os.fstat(file).st_size // 2)
+        raise PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", half)
+        with pytest.raises(PowerCut):
+            write(20)
+    assert require_whole(tmp_path) == 10
+    write(30)
+    assert require_whole(tmp_path) == 30
+
+
+def test_a_full_disk_leaves_what_stood_there_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, write, _ = small_run(tmp_path)
+    write(10)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write(20)
+    assert require_whole(tmp_path) == 10
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+    write(30)
+    assert require_whole(tmp_path) == 30 and checkpoints.latest() == 30
+
+
+def launch(folder: Path, *arguments: str, largest: int | None = None, **more: str) -> subprocess.CompletedProcess:
+    """A program of ours in a process of its own, in which no file can grow beyond so many bytes."""
+
+    def limit() -> None:
+        if largest is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+    own = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=folder, env=own, capture_output=True, text=True, preexec_fn=limit
+    )
+
+
+def test_training_on_a_full_disk_stops_with_one_line_and_goes_on_when_there_is_room(
+    tmp_path: Path, tiny_run: Path
+) -> None:
+    """The segment of the warm-up's frames is the first file that is too large."""
+    done = launch(tmp_path, "experiments.train", "--run", "full", *TINY, largest=200_000)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(r"training stopped at step 32: writing.* failed: File too large", line), line
+    assert "last good checkpoint: runs/reach-multiview/full/checkpoints/000000000" in line
+    assert "make train RESUME=runs/reach-multiview/full" in line and "Traceback" not in done.stderr
+    run = tmp_path / "runs" / "reach-multiview" / "full"
+    assert run_in(tmp_path, resume.main, ["--run", str(run)]) == 0
+    first, second = (Run.open(str(path)).load().policy for path in (run, tiny_run))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_two_trainings_in_one_folder_are_refused(tiny_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    with Run.open(str(copy)).locked(), pytest.raises(UserError, match="another training is at work in"):
+        resume.main(["--run", str(copy)])
+    assert resume.main(["--run", str(copy)]) == 0  # the lock is gone with who held it
+
+
+def test_a_home_that_cannot_be_written_to_is_no_obstacle(tmp_path: Path) -> None:
+    options = [option for option in TINY if option not in ("--log.wandb", "off")]
+    nowhere = {name: "/proc/nohome" for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
+    done = launch(tmp_path, "experiments.train", "--run", "homeless", *options, **nowhere)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    run = Run.open(str(tmp_path / "runs" / "reach-multiview" / "homeless"))
+    assert run.steps()[-1] == 160
+    for program, *more in (("evaluate", "--episodes", "1"), ("probe", "--episodes", "3"), ("video", "--steps", "3")):
+        done = launch(tmp_path, f"experiments.{program}", "--run", str(run.path), *more, **nowhere)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_pretraining_cannot_be_resumed(workplace: Path, tiny_pretrained: Path) -> None:
+    with pytest.raises(UserError, match="is no training run"):
+        resume.main(["--run", str(tiny_pretrained)])
+    with Run.open(str(tiny_pretrained), kind=object).locked(), pytest.raises(UserError, match="already exists"):
+        run_in(workplace, pretrain.main, ["--run", "pretrained", *TINY_PRETRAIN])
