@@ -20,7 +20,7 @@ from envs.errors import UserError
 from envs.snapshots import save_random, set_random
 from kp3d_rl.options import OptionError, bounded, check_options
 from kp3d_rl.storage.files import DamagedError
-from kp3d_rl.storage.trees import Tree, require_like
+from kp3d_rl.storage.trees import Tree, anything, require_like, require_size
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class _GradientCallback(BaseCallback):
 
         :raises DamagedError: for a state of another form.
         """
-        require_like(state, {"clip_updates": 0, "updates_seen": 0, "period_start": 0, "norms": [_lists]}, "clipping")
+        counts = dict.fromkeys(("clip_updates", "updates_seen", "period_start"), require_size)
+        require_like(state, {**counts, "norms": [_lists]}, "clipping")
         if [norms.keys() for norms in state["norms"]] != [clipper.norms.keys() for clipper in self.clippers]:
             raise DamagedError("'clipping.norms' is of other optimisers")
         self.clipper.updates = state["clip_updates"]
@@ -247,7 +248,6 @@ class AuxiliaryCallback(_GradientCallback):
         """See :meth:`_GradientCallback.state`; the frames themselves are in :meth:`streams`."""
         auxiliary, unsupervised = self.auxiliary, self.unsupervised
         own = {
-            "calls": auxiliary.calls,
             "measure_next": auxiliary.measure_next,
             "record": {name: list(values) for name, values in auxiliary.record.items()},
             "gradient_norms": dict(self.gradient_norms),
@@ -259,10 +259,10 @@ class AuxiliaryCallback(_GradientCallback):
 
     def load_state(self, state: dict[str, Tree]) -> None:
         """See :meth:`_GradientCallback.load_state`; frames are put into :meth:`expected_streams`."""
-        require_like(state, {"clipping": _anything, "auxiliary": _AUXILIARY}, "callback")
+        require_like(state, {"clipping": anything, "auxiliary": _AUXILIARY}, "callback")
         super().load_state(state["clipping"])
         own, auxiliary = state["auxiliary"], self.auxiliary
-        auxiliary.calls, auxiliary.measure_next = own["calls"], own["measure_next"]
+        auxiliary.measure_next = own["measure_next"]
         auxiliary.record, self.gradient_norms = own["record"], own["gradient_norms"]
         self.unsupervised.fresh = own["fresh"]
         set_random(self.unsupervised.generator, own["generator"], "'auxiliary.generator'")
@@ -330,10 +330,6 @@ class ClippingCallback(_GradientCallback):
             self._log_norms()
 
 
-def _anything(tree: Tree, name: str) -> None:
-    """Is checked by who takes it."""
-
-
 def _numbers(tree: Tree, name: str) -> None:
     if not isinstance(tree, dict) or not all(type(value) is float for value in tree.values()):
         raise DamagedError(f"'{name}' is no mapping of numbers")
@@ -346,8 +342,8 @@ def _lists(tree: Tree, name: str) -> None:
 
 
 _AUXILIARY = {
-    "calls": 0, "measure_next": False, "record": _lists, "gradient_norms": _numbers, "frames": 0, "fresh": 0,
-    "generator": _anything,
+    "measure_next": False, "record": _lists, "gradient_norms": _numbers, "frames": require_size,
+    "fresh": require_size, "generator": anything,
 }  # fmt: skip
 
 

@@ -7,9 +7,10 @@ of the replay, of which only the newest have to be written down (:func:`replay_s
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from agents.buffers import Stream
 from agents.vec_state import load_env_state, save_env_state
 from envs.snapshots import save_random, set_random
+from envs.workers import Workers
 from kp3d_rl.storage.files import DamagedError
-from kp3d_rl.storage.trees import Tree, require_like
+from kp3d_rl.storage.trees import Tree, anything, require_like, require_size
 
+_OWN_COUNTERS = ("auxiliary_calls", "worker_deaths")
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -55,6 +58,8 @@ def save_training_state(model: BaseAlgorithm) -> dict[str, Tree]:
             "num_timesteps": int(model.num_timesteps),
             "updates": int(model._n_updates),
             "episodes": int(model._episode_num),
+            "auxiliary_calls": _auxiliary_calls(model),
+            "worker_deaths": 0 if (pool := _pool(model)) is None else pool.deaths,
         },
         "observation": {key: _array(values) for key, values in model._last_obs.items()},
         "episode_starts": np.array(model._last_episode_starts, dtype=bool),
@@ -91,8 +96,10 @@ def load_training_state(model: BaseAlgorithm, state: Mapping[str, Tree]) -> tupl
     model._last_obs = {key: _like(saved[key], observation[key]) for key in observation}
     model._last_episode_starts = state["episode_starts"] | restarted
     counters = state["counters"]
-    if min(counters.values()) < 0:
-        raise DamagedError("'state.counters' has a number below 0")
+    if hasattr(model.policy, "auxiliary"):
+        model.policy.auxiliary.calls = counters["auxiliary_calls"]
+    if _pool(model) is not None:
+        _pool(model).deaths = counters["worker_deaths"]
     model.num_timesteps, model._n_updates = counters["num_timesteps"], counters["updates"]
     model._episode_num = counters["episodes"]
     recent, size = state["recent"], model._stats_window_size
@@ -128,16 +135,26 @@ def _pattern(model: BaseAlgorithm) -> dict[str, Any]:
     """What a state of this model looks like, without its environments'."""
     spaces, count = model.observation_space.spaces, model.n_envs
     off_policy = isinstance(model, OffPolicyAlgorithm)
-    replay = {"added": 0, "oldest": np.zeros(count, np.int64), "frame_counts": np.zeros(count, np.int64)}
+    replay = {"added": require_size, "oldest": np.zeros(count, np.int64), "frame_counts": np.zeros(count, np.int64)}
     entropy = getattr(model, "log_ent_coef", None)
     return {
-        "counters": {"num_timesteps": 0, "updates": 0, "episodes": 0},
+        "counters": dict.fromkeys(("num_timesteps", "updates", "episodes", *_OWN_COUNTERS), require_size),
         "observation": {key: np.zeros((count, *space.shape), space.dtype) for key, space in spaces.items()},
         "episode_starts": np.zeros(count, bool),
         "recent": {"returns": _floats, "lengths": np.zeros(0, np.int64), "successes": np.zeros(0, bool)},
         "replay": replay if off_policy else None,
         "entropy": None if entropy is None else _array(entropy),
     }
+
+
+def _auxiliary_calls(model: BaseAlgorithm) -> int:
+    """How many batches the auxiliary loss has seen, which its schedule goes by; 0 without one."""
+    return model.policy.auxiliary.calls if hasattr(model.policy, "auxiliary") else 0
+
+
+def _pool(model: BaseAlgorithm) -> Workers | None:
+    """The worker processes of the environments, if there are any."""
+    return getattr(model.get_env().unwrapped, "workers", None)
 
 
 def _floats(tree: Tree, name: str) -> None:
@@ -208,11 +225,16 @@ def _require_fitting(state: Mapping[str, Any], optimizer: torch.optim.Optimizer,
     if not isinstance(groups, list) or len(groups) != len(own):
         raise DamagedError(f"optimiser '{name}' has other groups than the run's")
     for index, (found, expected) in enumerate(zip(groups, own, strict=True)):
-        pattern = {key: _plain_pattern(value) for key, value in expected.items()}
-        require_like(found, pattern, f"optimiser {name}, group {index}")
-        if found["params"] != expected["params"] or len(found["betas"]) != len(expected["betas"]):
-            raise DamagedError(f"optimiser '{name}', group {index} has other parameters than the run's")
-        found["betas"] = tuple(found["betas"])
+        for key, value in expected.items():
+            said = found.get(key) if isinstance(found, dict) else None
+            if key == "lr":
+                fits = type(said) is float and 0 <= said < math.inf
+            else:  # JSON knows no tuples
+                fits = type(said) is type(value) or isinstance(value, tuple)
+                fits = fits and said == (list(value) if isinstance(value, tuple) else value)
+            if not fits or found.keys() != expected.keys():
+                raise DamagedError(f"optimiser '{name}', group {index}: '{key}' is {said}, the run's is {value}")
+            found[key] = tuple(said) if isinstance(value, tuple) else said
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, moments in state["state"].items():
         if not 0 <= index < len(parameters):
@@ -224,21 +246,11 @@ def _require_fitting(state: Mapping[str, Any], optimizer: torch.optim.Optimizer,
             _require_tensor(moments[entry], expected, f"{name}.{index}.{entry}")
 
 
-def _plain_pattern(value: Any) -> Any:
-    """Pattern of a group's entry: sequences by their first, and None or a number where either may stand."""
-    if isinstance(value, (list, tuple)):
-        return [value[0]] if len(value) else _anything
-    return value
-
-
 # -- random numbers ----------------------------------------------------------------------------------------------------
 
 
-def save_random_state(model: BaseAlgorithm, generators: Sequence[np.random.Generator] = ()) -> dict[str, Tree]:
-    """State of Python's, NumPy's and torch's generators and of the one that draws random actions.
-
-    :param generators: further ones.
-    """
+def save_random_state(model: BaseAlgorithm) -> dict[str, Tree]:
+    """State of Python's, NumPy's and torch's generators and of the one that draws random actions."""
     version, words, gauss = random.getstate()
     numpy_state: Any = np.random.get_state(legacy=False)
     return {
@@ -252,30 +264,26 @@ def save_random_state(model: BaseAlgorithm, generators: Sequence[np.random.Gener
         "torch": torch.get_rng_state().numpy().copy(),
         "cuda": [state.numpy().copy() for state in torch.cuda.get_rng_state_all()] if _uses_cuda(model) else [],
         "actions": save_random(model.action_space.np_random),
-        "others": [save_random(generator) for generator in generators],
     }
 
 
-def load_random_state(
-    model: BaseAlgorithm, state: Mapping[str, Tree], generators: Sequence[np.random.Generator] = ()
-) -> None:
+def load_random_state(model: BaseAlgorithm, state: Mapping[str, Tree]) -> None:
     """Undo :func:`save_random_state`.
 
     :raises DamagedError: for a state of another form.
     """
     pattern = {
         "python": {"version": 3, "words": np.zeros(625, np.int64), "gauss": _zero_or_one_number},
-        "numpy": {"key": np.zeros(624, np.int64), "position": 0, "has_gauss": 0, "gauss": 0.0},
+        "numpy": {"key": np.zeros(624, np.int64), "position": require_size, "has_gauss": require_size, "gauss": 0.0},
         "torch": torch.get_rng_state().numpy(),
         "cuda": [np.zeros(0, np.uint8)],
-        "actions": _anything,
-        "others": [_anything],
+        "actions": anything,
     }
     require_like(state, pattern, "random")
-    if len(state["others"]) != len(generators):
-        raise DamagedError("'random.others' has another number of generators than the run")
+    python, numpy_state = state["python"], state["numpy"]
+    if numpy_state["position"] > 624 or numpy_state["has_gauss"] > 1:  # NumPy would read beyond its array
+        raise DamagedError("'random.numpy' is no state of NumPy's generator")
     try:
-        python, numpy_state = state["python"], state["numpy"]
         random.setstate((python["version"], tuple(map(int, python["words"])), _from_optional(python["gauss"])))
         words = {"key": _words(numpy_state["key"]), "pos": numpy_state["position"]}
         legacy = {"has_gauss": numpy_state["has_gauss"], "gauss": numpy_state["gauss"]}
@@ -284,14 +292,8 @@ def load_random_state(
         if _uses_cuda(model) and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([torch.from_numpy(words) for words in state["cuda"]])
         set_random(model.action_space.np_random, state["actions"], "'random.actions'")
-        for generator, words in zip(generators, state["others"], strict=True):
-            set_random(generator, words, "'random.others'")
     except (ValueError, TypeError, RuntimeError, OverflowError, KeyError) as error:
         raise DamagedError(f"'random' cannot be restored: {' '.join(str(error).split())[:200]}") from None
-
-
-def _anything(tree: Tree, name: str) -> None:
-    """Is checked by who takes it."""
 
 
 def _words(values: np.ndarray) -> np.ndarray:

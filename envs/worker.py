@@ -10,7 +10,6 @@ import functools
 import importlib
 import mmap
 import os
-import signal
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -52,7 +51,6 @@ def main(connection: int, memory: int) -> None:
     :param connection: file descriptor of a two-way connection.
     :param memory: file descriptor of the shared memory for observations.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     pipe = Connection(connection)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed, or is no more
         recipe = pipe.recv_bytes()

@@ -256,7 +256,10 @@ class _Worker:
 
     def start(self) -> None:
         self.pipe, theirs = Pipe()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from envs import worker; worker.main(*map(int, sys.argv[1:]))"
+        # Ctrl-C, and a signal to end, reach the whole group; the parent decides what they mean, and hangs up.
+        deaf = "import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)]"
+        work = "from envs import worker; worker.main(*map(int, sys.argv[1:]))"
+        code = f"{deaf}; import sys; sys.path[:] = {sys.path!r}; {work}"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, str(theirs.fileno()), str(self._memory)],
             pass_fds=(theirs.fileno(), self._memory),

@@ -22,6 +22,7 @@ from experiments.config import RunConfig, TrainConfig
 from experiments.runs import Checkpoint, Run
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt, from malloc.h
+MOST_WORKERS_PER_CORE = 8
 SEEDS_PER_RUN = 1000
 """Training seed s resets environment i with 1000 s + i; evaluations use other ranges (see evaluation.py)."""
 
@@ -59,6 +60,9 @@ def workers(config: RunConfig) -> int:
     """
     if config.encoder.kind == "state":
         return 1
+    most = MOST_WORKERS_PER_CORE * cores()
+    if config.render.workers > most:
+        raise UserError(f"render workers {config.render.workers}: on {cores()} cores at most {most} make sense")
     return config.render.workers or cores()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -23,11 +24,12 @@ from agents.training_state import (
     save_training_state,
 )
 from envs.errors import UserError
+from experiments.building import within_memory
 from experiments.provenance import circumstances
 from experiments.recording import StopRequest
 from experiments.runs import Checkpoint, Run
-from kp3d_rl.storage.files import DamagedError
-from kp3d_rl.storage.trees import Tree, require_like
+from kp3d_rl.storage.files import DamagedError, printable
+from kp3d_rl.storage.trees import Tree, anything, require_like, require_mapping, require_size
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What the system says when a file cannot grow."""
@@ -101,8 +103,6 @@ class CheckpointCallback(BaseCallback):
         :param started: whether the other callbacks have seen the training start.
         :raises UserError: where the disk is full.
         """
-        if self.step in self.run.steps() and self.step == self.run.checkpoints.latest():
-            return
         state = {
             "finished": False,
             "circumstances": circumstances(self.run.config),
@@ -130,7 +130,8 @@ class CheckpointCallback(BaseCallback):
         state = checkpoint.state
         try:
             if started:
-                self._load_parts(checkpoint)
+                with within_memory("what the checkpoint holds"):
+                    self._load_parts(checkpoint)
                 self.rollouts, self.due = state["rollouts"], state["due"]
             load_random_state(self.model, state["random"])
         except DamagedError as error:
@@ -173,11 +174,12 @@ def write_checkpoint(run: Run, model: BaseAlgorithm, state: dict[str, Tree], str
 
 
 def disk_error(run: Run, step: int, error: OSError) -> UserError:
-    """What to say where the disk is full, or gone.
+    """What to say where the disk is full, or gone, or something in the run's folder is in the way.
 
     :raises OSError: the error itself, if it is another.
     """
-    if error.errno not in DISK_FULL:
+    in_the_way = isinstance(error.filename, str) and Path(error.filename).absolute().is_relative_to(run.path.absolute())
+    if error.errno not in DISK_FULL and not in_the_way:
         raise error
     where = f" of {error.filename}" if error.filename else ""
     return UserError(
@@ -192,14 +194,15 @@ def save_finished(run: Run, model: BaseAlgorithm) -> None:
     :param run: whose segments are deleted.
     :param model: as trained.
     """
-    write_checkpoint(run, model, {"finished": True, "circumstances": circumstances(run.config)}, [])
-    run.checkpoints.drop_segments()
+    write_checkpoint(run, model, FINISHED, [])
+    run.checkpoints.give_up_frames(FINISHED)
 
 
+FINISHED = {"finished": True}
+"""State of checkpoints that nothing goes on from."""
 _STATE = {
-    "finished": False, "circumstances": lambda tree, name: None, "training": lambda tree, name: None,
-    "parts": lambda tree, name: None, "rollouts": 0, "due": 0, "log": lambda tree, name: None,
-    "random": lambda tree, name: None,
+    "finished": False, "circumstances": require_mapping, "training": require_mapping, "parts": anything,
+    "rollouts": require_size, "due": require_size, "log": require_mapping, "random": require_mapping,
 }  # fmt: skip
 
 
@@ -218,8 +221,9 @@ def load_checkpoint(run: Run, model: BaseAlgorithm, checkpoint: Checkpoint) -> N
     """
     try:
         require_like(checkpoint.state, _STATE, "state")
-        load_weights(model, checkpoint.policy, checkpoint.optimizers)
-        restarted, same = load_training_state(model, checkpoint.state["training"])
+        with within_memory("what the checkpoint holds"):
+            load_weights(model, checkpoint.policy, checkpoint.optimizers)
+            restarted, same = load_training_state(model, checkpoint.state["training"])
         if model.num_timesteps != checkpoint.step:
             raise DamagedError(f"its state is of step {model.num_timesteps}")
     except DamagedError as error:
@@ -232,9 +236,9 @@ def load_checkpoint(run: Run, model: BaseAlgorithm, checkpoint: Checkpoint) -> N
 
 def report_circumstances(run: Run, checkpoint: Checkpoint) -> None:
     """Say what is different here from where a checkpoint was written."""
-    then, now = checkpoint.state["circumstances"], circumstances(run.config)
+    then, now = checkpoint.state.get("circumstances"), circumstances(run.config)
     if not isinstance(then, dict):
         return
-    changes = [f"{name} {str(then.get(name))[:80]} -> {new}" for name, new in now.items() if then.get(name) != new]
+    changes = [f"{name} {printable(then.get(name), 80)} -> {new}" for name, new in now.items() if then.get(name) != new]
     if changes:
         print(f"note: the run goes on, but not bit for bit: {'; '.join(changes)}", file=sys.stderr)

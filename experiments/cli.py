@@ -37,9 +37,9 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = getattr(interrupt, "exit_code", 130)
     sys.exit(code)
 
 

@@ -6,7 +6,6 @@ Prints how many episodes end in success, with 95 % intervals, and writes ``eval.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from experiments.cli import parse, run_main
 from experiments.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, table
 from experiments.provenance import origin
 from experiments.runs import Run
+from kp3d_rl.storage.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,7 @@ def write(run: Run, config: EvaluateConfig, step: int, results: dict[str, Evalua
     record = {"env": run.config.env, "checkpoint": step, "seed": config.seed, "device": config.device} | origin()
     record["results"] = {name: result.to_dict() for name, result in results.items()}
     path = run.path / "eval.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1))
-    os.replace(partial, path)
+    write_whole(path, json.dumps(record, indent=1).encode())
     print(f"\nwritten to {path}")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from experiments.representation import Baselines, Sitting, find, make_extractor,
 from experiments.runs import Run
 from kp3d_rl.keypoint3d import Keypoint3D
 from kp3d_rl.metrics import split_episodes
+from kp3d_rl.storage.files import write_whole
 
 PROBE_SEED = 30_000_000
 """First seed of the probe's episodes; training and evaluations stay below (see evaluation.py)."""
@@ -323,9 +323,7 @@ def write(run: Run, config: ProbeConfig, argv: Sequence[str], step: int, finding
             body: [int(k) for k in findings.sitting.on(body, config.radius)] for body in findings.bodies
         }
     path = run.path / "probe.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1))
-    os.replace(partial, path)
+    write_whole(path, json.dumps(record, indent=1).encode())
 
 
 if __name__ == "__main__":

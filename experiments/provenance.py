@@ -13,7 +13,7 @@ import torch
 from envs.renderers import chosen_backend
 from experiments.config import RunConfig
 
-NUMERICAL = ("torch", "numpy", "mujoco", "stable_baselines3", "gymnasium")
+NUMERICAL = ("torch", "numpy", "mujoco", "mujoco_warp", "stable_baselines3", "sb3_contrib", "gymnasium")
 """Libraries whose version may change a number."""
 
 
@@ -28,10 +28,18 @@ def circumstances(config: RunConfig) -> dict[str, str | int]:
 
     :param config: of the run.
     """
-    versions: dict[str, str | int] = {name: importlib.metadata.version(name) for name in NUMERICAL}
+    versions: dict[str, str | int] = {name: _version(name) for name in NUMERICAL}
     renderer = "none" if config.encoder.kind == "state" else chosen_backend(config.render.backend)
     own: dict[str, str | int] = {"threads": torch.get_num_threads(), "renderer": renderer, "machine": _machine()}
+    own["gpu"] = torch.cuda.get_device_name() if config.device != "cpu" and torch.cuda.is_available() else "none"
     return own | {"python": platform.python_version()} | versions
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def _machine() -> str:

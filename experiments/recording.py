@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -16,7 +17,18 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from experiments.evaluation import PERIODIC_SEED, Evaluation, evaluate
-from kp3d_rl.storage.trees import Tree, require_like
+from kp3d_rl.storage.trees import Tree, require_like, require_size
+
+
+class Interrupted(KeyboardInterrupt):
+    """A second signal.
+
+    :param exit_code: that a shell expects of a process that the first signal ended.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
 
 
 class StopRequest:
@@ -41,14 +53,10 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(self.exit_code)
         self.signal = number
-        print(
-            f"\n{signal.Signals(number).name}: stopping after this rollout's training, with a checkpoint "
-            "(once more: at once)",
-            file=sys.stderr,
-            flush=True,
-        )
+        said = f"\n{signal.Signals(number).name}: stopping where the run can go on later (once more: at once)\n"
+        os.write(2, said.encode())  # print may be at work itself when the signal comes
 
     @property
     def exit_code(self) -> int:
@@ -73,7 +81,7 @@ class Every(BaseCallback):
 
         :raises DamagedError: for a state of another form.
         """
-        require_like(state, {"due": 0}, "due")
+        require_like(state, {"due": require_size}, "due")
         self.due = state["due"]
 
     def _on_rollout_end(self) -> None:
@@ -149,7 +157,7 @@ class Rows(BaseCallback):
 
         :raises DamagedError: for a state of another form.
         """
-        require_like(state, {"due": 0, "iterations": 0}, "rows")
+        require_like(state, {"due": require_size, "iterations": require_size}, "rows")
         self.due, self.iterations = state["due"], state["iterations"]
 
     def _on_rollout_end(self) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from envs.errors import UserError
+from envs.renderers import chosen_backend
 from experiments.building import make_training_env, require_same_scene, use_threads
-from experiments.checkpointing import is_finished, load_checkpoint, report_circumstances
+from experiments.checkpointing import FINISHED, is_finished, load_checkpoint, report_circumstances
 from experiments.cli import parse, run_main
 from experiments.config import TrainConfig
 from experiments.logs import require_login
@@ -43,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     with run.locked():
         checkpoint = find_checkpoint(run, config.checkpoint)
         if checkpoint is not None and is_finished(checkpoint):
+            run.checkpoints.give_up_frames(FINISHED)  # where it was killed before it had
             print(f"{run.path} is finished: {checkpoint.step} steps are done\nnext: make evaluate RUN={run.path}")
             return 0
         return go_on(as_it_was(run, checkpoint), checkpoint)
@@ -75,10 +78,17 @@ def as_it_was(run: Run, checkpoint: Checkpoint | None) -> Run:
         return run
     if type(then.get("threads")) is int and 0 < then["threads"] <= 1024:
         use_threads(then["threads"])
-    if then.get("renderer") not in ("gl", "warp"):
+    if not can_render(then.get("renderer")):
         return run
     render = dataclasses.replace(run.config.render, backend=then["renderer"])
     return Run(run.path, dataclasses.replace(run.config, render=render))
+
+
+def can_render(backend: object) -> bool:
+    """Whether a renderer of this name works here."""
+    if backend == "warp":
+        return importlib.util.find_spec("mujoco_warp") is not None
+    return backend == "gl" and chosen_backend("auto") == "gl"
 
 
 def go_on(run: Run, checkpoint: Checkpoint | None) -> int:
@@ -98,6 +108,7 @@ def go_on(run: Run, checkpoint: Checkpoint | None) -> int:
         else:
             report_circumstances(run, checkpoint)
             load_checkpoint(run, model, checkpoint)
+            run.checkpoints.go_back(checkpoint.step)
             print(f"{run.path} goes on at step {checkpoint.step} of {config.total_steps}", flush=True)
         with StopRequest().listening() as stop:
             return train(run, model, stop, checkpoint)

@@ -22,7 +22,7 @@ from agents.seam import NonFiniteError
 from envs.errors import UserError
 from experiments.algorithms import build_model, describe_replay
 from experiments.building import make_env, make_training_env, use_threads
-from experiments.checkpointing import DISK_FULL, CheckpointCallback, Stopped, disk_error, save_finished
+from experiments.checkpointing import CheckpointCallback, Stopped, disk_error, save_finished
 from experiments.cli import parse, run_main
 from experiments.config import TrainConfig
 from experiments.estimate import estimate
@@ -113,7 +113,7 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest, checkpoint: Checkpo
             f"training stopped at step {model.num_timesteps}: {error}; last good checkpoint: {last}"
         ) from error
     except OSError as error:
-        raise disk_error(run, model.num_timesteps, error) if error.errno in DISK_FULL else error from None
+        raise disk_error(run, model.num_timesteps, error) from error
     print(f"done: {run.path}\nnext: make evaluate RUN={run.path}   make video RUN={run.path}")
     return 0
 
@@ -141,6 +141,7 @@ def finish(run: Run, model: BaseAlgorithm, evaluator: Evaluator, logger: RunLogg
     print(f"final evaluation: {evaluator.describe()}")
     logger.record("time/total_timesteps", model.num_timesteps, exclude="tensorboard")
     logger.dump(model.num_timesteps)
+    logger.flush()  # what is finished is not logged again
     save_finished(run, model)
 
 

@@ -55,7 +55,10 @@ def _checkpoint(run: Path, step: int | None) -> Path:
         raise FileNotFoundError(f"{run} has no checkpoint yet")
     if step is not None and step not in complete:
         raise FileNotFoundError(f"{run} has no checkpoint at step {step}, only at {complete}")
-    return folder_of(checkpoints, latest if step is None else step)
+    folder = folder_of(checkpoints, latest if step is None else step)
+    if not folder.resolve().is_relative_to(run.resolve()):
+        raise ValueError(f"{folder} is a link that leads out of the run")
+    return folder
 
 
 def _config(fields: dict) -> Keypoint3DConfig:

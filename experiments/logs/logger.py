@@ -67,6 +67,13 @@ class RunLogger(Logger):
             "wandb": None if wandb is None else wandb.id,
         }
 
+    def flush(self) -> None:
+        """Hand all rows on: to the disk, and to Weights & Biases."""
+        self.state()
+        for output in self.output_formats:
+            if isinstance(output, WandbOutputFormat):
+                output.flush()
+
     def restore(self, pending: Mapping[str, Tree]) -> None:
         """Take over the values that were recorded and not yet written.
 

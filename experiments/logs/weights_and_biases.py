@@ -22,7 +22,10 @@ from experiments.config import LogConfig
 from experiments.logs.metrics import MetricsFile
 from experiments.logs.values import Excluded, one_line, to_python, warn
 from experiments.runs import Run
+from kp3d_rl.storage.files import read_whole
 
+FILE_LIMIT = 1 << 30
+"""Bytes of the largest file of W&B's that is read."""
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -117,6 +120,10 @@ class WandbOutputFormat(KVWriter):
         values = {name: to_python(value) for name, value in key_values.items()}
         self._add(step, {name: float(value) for name, value in values.items() if isinstance(value, (int, float))})
 
+    def flush(self) -> None:
+        """Send what has been held back: no more will come of this step."""
+        self._send()
+
     def close(self) -> None:
         """Finish the run's record."""
         self._send()
@@ -160,6 +167,8 @@ def find_sent(folder: Path, id: str, rows: Sequence[tuple[int, Any]]) -> Sent:
     last, names = -1, frozenset()
     try:
         for path in sorted(folder.glob(f"*run-*-{id}*/run-{id}.wandb")):
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{path} leads out of the run")
             for step, found in read_history(path):
                 if step >= last:
                     last, names = step, names | found if step == last else found
@@ -183,7 +192,7 @@ def read_history(path: Path) -> Iterator[tuple[int, frozenset[str]]]:
     from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 
-    for data in _wandb_records(path.read_bytes()):
+    for data in _wandb_records(read_whole(path, FILE_LIMIT)):
         record = Record()
         try:
             record.ParseFromString(data)

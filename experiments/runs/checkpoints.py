@@ -5,7 +5,7 @@
 checksums of all these and of the run's own description. The replay's frames are in ``segments/`` beside it.
 
 Order of writing: segments, checkpoint under a temporary name, its own name, ``latest``, then older ones go. Whenever
-the process dies, ``latest`` names a checkpoint that is whole.
+the process dies, the newest whole checkpoint is found.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from kp3d_rl.storage.files import (
     SUMS,
     TENSOR_LIMIT,
     DamagedError,
+    make_folder,
     parse_json,
     parse_tensors,
     read_checked,
     read_sums,
     read_whole,
+    remove,
     sums_text,
     sync_folder,
     tensors_to_bytes,
     write_whole,
 )
 from kp3d_rl.storage.steps import LATEST, complete_steps, folder_of, latest_step
-from kp3d_rl.storage.trees import Tree, pack, require_like, unpack
+from kp3d_rl.storage.trees import Tree, anything, pack, require_like, unpack
 
 FORMAT = 3
 DESCRIPTION = ("config.yaml", "rig.json", "cameras.yaml")
@@ -47,7 +49,7 @@ DESCRIPTION = ("config.yaml", "rig.json", "cameras.yaml")
 FILES = ("policy.safetensors", "optimizer.safetensors", "training.safetensors", "state.json")
 """What a checkpoint's folder holds, beside the checksums."""
 _LATER = ("encoder", "aliases", "optimizer_groups", "state", "segments")
-_HEAD = {"format": 0, "step": 0} | {name: lambda tree, place: None for name in _LATER}
+_HEAD = {"format": 0, "step": 0} | dict.fromkeys(_LATER, anything)
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,9 @@ class Checkpoints:
         """
         folder = self.path(step)
         partial = self.folder / f".{folder.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_folder(self.folder)
+        remove(partial)
+        partial.mkdir()
         try:
             segments = self.store.append(streams)
             self._fill(partial, step, policy, optimizers, state, segments)
@@ -153,12 +156,12 @@ class Checkpoints:
     def _give_name(self, partial: Path, folder: Path) -> None:
         """The last but one step: the folder appears under its name."""
         old = self.folder / f".{folder.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
         sync_folder(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
     def prune(self, last: int, every: int = 0) -> None:
         """Delete older checkpoints, what killed processes left, and segments that no checkpoint needs any more.
@@ -167,18 +170,48 @@ class Checkpoints:
         :param every: of the others, those stay that are the first in such a number of steps; 0: none.
         """
         steps, newest = self.steps(), self.latest()
-        kept = {*steps[len(steps) - last if last else 0 :], *_first_in_each(steps, every)}
+        kept = {*(steps[-last:] if last else steps), *_first_in_each(steps, every)}
         for step in steps:
             if step not in kept and step != newest:
                 shutil.rmtree(self.path(step), ignore_errors=True)
-        for left in self.folder.glob(".*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in (*self.folder.glob(".*.partial"), *self.folder.glob(".*.old")):
+            remove(left)
         self.store.remove_others(segment for step in self.steps() for segment in self._segments(step))
 
-    def drop_segments(self) -> None:
-        """Delete all frames: the run is finished, nothing goes on from them."""
+    def go_back(self, step: int) -> None:
+        """Make a checkpoint the newest, before a training goes on from it: the time of later ones is now to come.
+
+        :param step: of the checkpoint.
+        """
+        if self.latest() != step:
+            write_whole(self.folder / LATEST, f"{self.path(step).name}\n".encode())
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self.path(later))
+
+    def give_up_frames(self, state: Mapping[str, Tree]) -> None:
+        """Delete all frames: the run is finished. Checkpoints keep their weights, but nothing goes on from them.
+
+        :param state: in place of theirs.
+        """
+        for step in self.steps():
+            if self._segments(step):
+                folder = self.path(step)
+                partial = self.folder / f".{folder.name}.partial"
+                remove(partial)
+                shutil.copytree(folder, partial)
+                self._without_frames(partial, state)
+                self._give_name(partial, folder)
         self.store.segments = []
         self.store.remove_others(())
+
+    def _without_frames(self, folder: Path, state: Mapping[str, Tree]) -> None:
+        sums, (plain, arrays) = read_sums(folder), pack(dict(state))
+        head = parse_json(read_checked(folder / "state.json", sums), "state.json")
+        kept = {name: digest for name, digest in sums.items() if not name.startswith("../../segments/")}
+        kept["state.json"] = write_whole(folder / "state.json", to_json(head | {"state": plain, "segments": []}))
+        kept["training.safetensors"] = write_whole(folder / "training.safetensors", tensors_to_bytes(arrays))
+        write_whole(folder / SUMS, sums_text(kept))
 
     def description_sums(self) -> dict[str, str]:
         """Checksums of the files that say what the run is."""

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import json
 import os
-import shutil
 import stat
 import sys
 import time
@@ -32,7 +31,7 @@ from experiments.config import PretrainConfig, RunConfig, TrainConfig
 from experiments.config_files import from_yaml, to_yaml
 from experiments.provenance import origin
 from experiments.runs.checkpoints import Checkpoint, Checkpoints
-from kp3d_rl.storage.files import DamagedError, parse_json, read_whole, write_whole
+from kp3d_rl.storage.files import DamagedError, parse_json, printable, read_whole, remove, sync_folder, write_whole
 
 ROOT = Path("runs")
 ORIGIN = "origin.json"
@@ -41,6 +40,11 @@ CAMERAS = "cameras.yaml"
 """Name of the copy of the cameras file in a run folder, where there was one."""
 LOCK = "lock"
 """Name of the file that is locked while a training is at work."""
+_FOLDERS = ("checkpoints", "segments", "tensorboard", "wandb", "pictures", "videos")
+_FILES = (
+    "config.yaml", "rig.json", CAMERAS, ORIGIN, "metrics.csv", "eval.json", "probe.json", "probe.png", "policy.onnx",
+    LOCK,
+)  # fmt: skip
 
 
 _KINDS = {
@@ -80,23 +84,28 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, config: RunConfig, scene: Scene | None) -> Run:
-        """Make the folder and write what it is.
+        """Make the folder and write what it is; it is a whole run or not there.
 
         :param scene: cameras and workspace; None for a run on the simulator's state.
         :raises UserError: if the folder exists by now or cannot be made.
         """
+        partial = path.with_name(f".{path.name}.partial")
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:  # made by another training while this one got ready
-            raise UserError(f"run folder {path} already exists: choose another RUN name or remove it") from None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove(partial)
+            partial.mkdir()
+            if scene is not None:
+                write_whole(partial / "rig.json", json.dumps(scene.to_dict(), indent=1).encode())
+            if config.cameras is not None and Path(config.cameras).is_file():
+                write_whole(partial / CAMERAS, Path(config.cameras).read_bytes())
+            write_whole(partial / ORIGIN, json.dumps(origin(), indent=1).encode())
+            write_whole(partial / "config.yaml", to_yaml(config).encode())
+            if path.exists():  # made by another training while this one got ready
+                raise UserError(f"run folder {path} already exists: choose another RUN name or remove it")
+            partial.rename(path)
         except OSError as error:
             raise UserError(f"run folder {path} cannot be made: {error.strerror or error}") from None
-        if scene is not None:
-            write_whole(path / "rig.json", json.dumps(scene.to_dict(), indent=1).encode())
-        if config.cameras is not None and Path(config.cameras).is_file():
-            shutil.copyfile(config.cameras, path / CAMERAS)
-        write_whole(path / ORIGIN, json.dumps(origin(), indent=1).encode())
-        write_whole(path / "config.yaml", to_yaml(config).encode())  # last: with it, the folder is a run
+        sync_folder(path.parent)
         return cls(path, _with_own_cameras(config, path))
 
     @classmethod
@@ -210,10 +219,24 @@ def require_contained(path: Path) -> None:
                 mode = entry.lstat().st_mode
             except FileNotFoundError:  # a training is at work there
                 continue
-            if stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root):
-                raise UserError(f"{entry} is a link that leads out of the run: link to the whole run folder instead")
+            if stat.S_ISLNK(mode) and not _leads_inside(entry, root):
+                raise UserError(
+                    f"{printable(entry)} is a link that leads out of the run: link to the whole run folder instead"
+                )
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
-                raise UserError(f"{entry} is neither a file nor a folder: a run holds nothing else")
+                raise UserError(f"{printable(entry)} is neither a file nor a folder: a run holds nothing else")
+    for names, is_kind, kind in ((_FOLDERS, Path.is_dir, "folder"), (_FILES, Path.is_file, "file")):
+        for entry in (root / name for name in names):
+            if os.path.lexists(entry) and not is_kind(entry):
+                raise UserError(f"{entry} is damaged: it should be a {kind}")
+
+
+def _leads_inside(link: Path, root: Path) -> bool:
+    """Whether a link ends somewhere in a folder; one that goes in circles does not."""
+    try:
+        return link.resolve().is_relative_to(root)
+    except (RuntimeError, OSError):
+        return False
 
 
 def _with_own_cameras(config: RunConfig, path: Path) -> RunConfig:

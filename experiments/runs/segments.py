@@ -16,7 +16,15 @@ from typing import Any
 import torch
 
 from agents.buffers import Stream
-from kp3d_rl.storage.files import DamagedError, parse_tensors, read_checked, tensors_to_bytes, write_whole
+from kp3d_rl.storage.files import (
+    DamagedError,
+    make_folder,
+    parse_tensors,
+    read_checked,
+    remove,
+    tensors_to_bytes,
+    write_whole,
+)
 from kp3d_rl.storage.trees import require_like
 
 LARGEST = 64 << 20
@@ -102,10 +110,10 @@ class SegmentStore:
         for stream in streams:
             reached = stream.first
             for segment in sorted((s for s in segments if s.stream == stream.name), key=lambda s: s.first):
-                if segment.first > reached or segment.end > stream.count:
+                if segment.first > reached or not reached < segment.end <= stream.count:
                     break
                 stream.write(segment.first, self._read(segment, stream))
-                reached = max(reached, segment.end)
+                reached = segment.end
             if reached != stream.count:
                 raise DamagedError(f"{self.folder}: items {reached} to {stream.count} of '{stream.name}' are missing")
         self.segments = list(segments)
@@ -114,11 +122,11 @@ class SegmentStore:
         """Delete every file that is not among those that are used."""
         names = {segment.name for segment in used}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.name not in names and path.name.lstrip(".").endswith((".safetensors", ".partial")):
-                path.unlink(missing_ok=True)
+            if path.name not in names:
+                remove(path)
 
     def _write(self, stream: Stream, first: int, end: int) -> Segment:
-        self.folder.mkdir(exist_ok=True)
+        make_folder(self.folder)
         data = tensors_to_bytes(stream.read(first, end))
         name = Segment(stream.name, first, end - first, "").name
         return Segment(stream.name, first, end - first, write_whole(self.folder / name, data))

@@ -31,7 +31,7 @@ class SoakConfig:
     """What to try, and for how long.
 
     :param only: sections, separated by commas; by default all.
-    :param kills: how many, over trainings of PPO and of SAC.
+    :param kills: how many, over trainings of several kinds.
     :param files: how many are damaged.
     :param minutes: for which a training is watched.
     :param warmup: minutes of it that do not count.
@@ -55,18 +55,18 @@ class SoakConfig:
 
 
 def kills(config: SoakConfig) -> Rows:
-    """Trainings of each algorithm, killed at random moments; as many at a time as there are cores."""
+    """Trainings of each kind, killed at random moments; as many at a time as there are cores."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(min(cores(), len(TRAININGS))) as pool:
         share = -(-config.kills // len(TRAININGS))
-        return list(pool.map(lambda algorithm: _killed(Path(folder), algorithm, share, config.seed), TRAININGS))
+        return list(pool.map(lambda what: _killed(Path(folder), what, share, config.seed), TRAININGS))
 
 
-def _killed(folder: Path, algorithm: str, count: int, seed: int) -> dict[str, Any]:
-    alone = train(folder, algorithm)
-    outcome = kill_again_and_again(folder, f"{algorithm}-killed", alone, count, seed)
+def _killed(folder: Path, what: str, count: int, seed: int) -> dict[str, Any]:
+    alone = train(folder, what)
+    outcome = kill_again_and_again(folder, f"{what.replace(' ', '-')}-killed", alone, count, seed)
     differing = {str(run.name): found for run in outcome.finished if (found := differences(run, alone.run))}
     return {
-        "what": algorithm, "kills": outcome.kills, "in_a_write": outcome.in_a_write, "resumes": outcome.resumes,
+        "what": what, "kills": outcome.kills, "in_a_write": outcome.in_a_write, "resumes": outcome.resumes,
         "lost": outcome.lost, "runs": len(outcome.finished), "identical": len(outcome.finished) - len(differing),
         "differences": differing,
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import signal
@@ -12,30 +13,37 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from envs.errors import UserError
 from experiments.runs import Checkpoints
+from kp3d_rl.storage.files import TENSOR_LIMIT, DamagedError, read_checked
 
 ROOT = Path(__file__).parents[2]
 
-_COMMON = (
+_SMALL = (
     "--image-size 24 --encoder.keypoints 4 --encoder.width 4 --encoder.decoder-width 8 --auxiliary.warmup-steps 4 "
     "--auxiliary.steps-per-rollout 2 --auxiliary.buffer-frames 300 --log.evaluation-episodes 1 "
-    "--log.evaluate-every 400 --log.picture-every 0 --log.wandb off --log.checkpoints-kept 0 --threads 1 "
-    "--render.workers 1 "
+    "--log.evaluate-every 400 --log.picture-every 0 --log.wandb off --threads 1 --auxiliary.warmup-frames 64 "
 )
+_PPO = (
+    "--total-steps 1088 --log.checkpoint-every 60 "
+    "--ppo.envs 4 --ppo.steps 16 --ppo.batch-size 32 --ppo.epochs 2 --ppo.hidden 16 "
+)
+_SAC = (
+    "--total-steps 480 --log.checkpoint-every 20 --sac.envs 4 --sac.batch-size 16 --sac.hidden 16 "
+    "--sac.learning-starts 80 --sac.buffer-size 200 --sac.gradient-steps 2 "
+)
+_ALL_KEPT = "--render.workers 1 --log.checkpoints-kept 0 "
+_PRUNED = "--render.workers 2 --log.checkpoints-kept 1 --log.checkpoints-kept-every 300 "
 TRAININGS = {
-    "ppo": (
-        _COMMON + "--total-steps 1088 --auxiliary.warmup-frames 64 --log.checkpoint-every 60 "
-        "--ppo.envs 4 --ppo.steps 16 --ppo.batch-size 32 --ppo.epochs 2 --ppo.hidden 16"
-    ).split(),
-    "sac": (
-        _COMMON + "--algorithm sac --total-steps 480 --auxiliary.warmup-frames 64 --log.checkpoint-every 20 "
-        "--sac.envs 4 --sac.batch-size 16 --sac.hidden 16 --sac.learning-starts 80 --sac.buffer-size 200 "
-        "--sac.gradient-steps 2"
-    ).split(),
+    "ppo": f"{_SMALL} {_PPO} {_ALL_KEPT}".split(),
+    "sac": f"{_SMALL} {_SAC} {_ALL_KEPT} --algorithm sac".split(),
+    "ppo in workers": f"{_SMALL} {_PPO} {_PRUNED}".split(),
+    "tqc": f"{_SMALL} {_SAC} {_PRUNED} --algorithm tqc".split(),
+    "ppo on pixels": f"{_SMALL} {_PPO} {_PRUNED} --encoder.kind pixels --image-size 36".split(),
 }
-"""Short trainings by algorithm. They write checkpoints all the time, so that many kills hit the middle of a write."""
+"""Short trainings by name. They write checkpoints all the time, so that many kills hit the middle of a write."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +78,15 @@ class Outcome:
     finished: tuple[Path, ...]
 
 
-def train(folder: Path, algorithm: str) -> Alone:
+def train(folder: Path, what: str) -> Alone:
     """A training that is left alone.
 
     :param folder: to work in; runs go to ``runs/`` there.
-    :param algorithm: of :data:`TRAININGS`.
+    :param what: of :data:`TRAININGS`.
     """
-    started, arguments = time.monotonic(), TRAININGS[algorithm]
-    _finish(_start(folder, "experiments.train", "--run", f"{algorithm}-alone", *arguments))
-    run = folder / "runs" / "reach-multiview" / f"{algorithm}-alone"
+    started, arguments, name = time.monotonic(), TRAININGS[what], f"{what.replace(' ', '-')}-alone"
+    _finish(_start(folder, "experiments.train", "--run", name, *arguments))
+    run = folder / "runs" / "reach-multiview" / name
     return Alone(run, tuple(arguments), time.monotonic() - started)
 
 
@@ -101,8 +109,6 @@ def kill_again_and_again(folder: Path, name: str, alone: Alone, kills: int, seed
         newest = -1
         while True:
             begins = not (run / "config.yaml").is_file()
-            if begins and run.is_dir():
-                run.rmdir()  # killed between the folder and its first file: there is nothing to go on with
             program = ("experiments.train", "--run", run.name, *alone.arguments) if begins else _resume(run)
             process = _start(folder, *program)
             if killed == kills or _ends_within(process, draw.uniform(0.0, alone.seconds)):
@@ -121,7 +127,8 @@ def kill_again_and_again(folder: Path, name: str, alone: Alone, kills: int, seed
 def differences(run: Path, other: Path) -> list[str]:
     """What differs between two runs: rows of numbers, and checkpoints, byte by byte; empty where nothing does.
 
-    Beside weights and optimisers those hold random states, environments, and the observations that come next.
+    Beside weights and optimisers those hold random states, environments, the observations that come next, and the
+    checksums of the replay's frames. What tells of the process is left out: places in files whose names hold a time.
     """
     found = {folder.name for folder in (run / "checkpoints").glob("[0-9]*")}
     expected = {folder.name for folder in (other / "checkpoints").glob("[0-9]*")}
@@ -131,7 +138,16 @@ def differences(run: Path, other: Path) -> list[str]:
             first, second = (path / "checkpoints" / name / file for path in (run, other))
             if first.read_bytes() != second.read_bytes():
                 differ.append(f"checkpoint {name}: {file}")
+        first, second = (_timeless(path / "checkpoints" / name / "state.json") for path in (run, other))
+        differ += [f"checkpoint {name}: {key} in state.json" for key in first if first[key] != second.get(key)]
     return differ + ([] if logged(run) == logged(other) else ["metrics.csv"])
+
+
+def _timeless(path: Path) -> dict[str, Any]:
+    state = json.loads(path.read_text())
+    for key in ("tensorboard", "wandb"):
+        state["state"].get("log", {}).pop(key, None)
+    return state
 
 
 def logged(run: Path) -> list[dict[str, str]]:
@@ -166,11 +182,14 @@ def _finish(process: subprocess.Popen) -> None:
 
 
 def _newest(run: Path) -> int:
-    """Step of the newest checkpoint that is whole; -1 where there is none."""
+    """Step of the newest checkpoint that is whole, with its frames; -1 where there is none."""
     try:
-        return Checkpoints(run).read().step
-    except UserError:
+        checkpoint = Checkpoints(run).read()
+        for segment in checkpoint.segments:
+            read_checked(run / "segments" / segment.name, {segment.name: segment.sha256}, TENSOR_LIMIT)
+    except (UserError, DamagedError):
         return -1
+    return checkpoint.step
 
 
 def _half_written(run: Path) -> Iterator[Path]:

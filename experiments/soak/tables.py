@@ -19,7 +19,12 @@ def kills_table(rows: Rows) -> list[str]:
     heads = ("training", "kills", "in a write", "resumed", "lost checkpoints", "runs", "bit for bit equal")
     columns = ("kills", "in_a_write", "resumes", "lost", "runs", "identical")
     found = [row for row in rows if row["section"] == "kills"]
-    return table_of(heads, [(row["what"].upper(), *(str(row[name]) for name in columns)) for row in found])
+    return table_of(heads, [(_title(row["what"]), *(str(row[name]) for name in columns)) for row in found])
+
+
+def _title(what: str) -> str:
+    algorithm, _, rest = what.partition(" ")
+    return f"{algorithm.upper()} {rest}".rstrip()
 
 
 def damage_table(rows: Rows) -> list[str]:

@@ -11,8 +11,9 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,32 @@ SUMS = "SHA256SUMS"
 """Checksums of a folder's files as ``sha256sum`` writes and checks them (``sha256sum -c SHA256SUMS``)."""
 TEXT_LIMIT = 64 << 20
 """Bytes of the largest JSON file that is read."""
-TENSOR_LIMIT = 4 << 30
+TENSOR_LIMIT = 2 << 30
 """Bytes of the largest file of tensors that is read."""
 
 
+_DEEPEST = 100
+"""Levels of the most deeply nested JSON that is read."""
+
+
 class DamagedError(ValueError):
-    """A file is not what it should be; the message names file and fault in one line."""
+    """A file is not what it should be; the message names file and fault in one line, whatever the file says.
+
+    :param message: what is wrong.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: object, most: int = 1000) -> str:
+    """What a file says, on one line and without what a terminal would obey.
+
+    :param text: anything.
+    :param most: characters.
+    """
+    line = " ".join(str(text)[: 2 * most].split())
+    return "".join(character if character.isprintable() else "?" for character in line)[:most]
 
 
 def write_whole(path: Path, data: bytes) -> str:
@@ -40,14 +61,15 @@ def write_whole(path: Path, data: bytes) -> str:
     :return: its SHA-256 as hexadecimal digits.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with contextlib.suppress(FileNotFoundError):
-        partial.unlink()  # left by a process that was killed; might be a link to somewhere else
     try:
+        remove(partial)  # left by a process that was killed; might be a link to somewhere else
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if path.is_dir() and not path.is_symlink():
+            remove(path)
         os.replace(partial, path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -55,6 +77,21 @@ def write_whole(path: Path, data: bytes) -> str:
         raise
     sync_folder(path.parent)
     return hashlib.sha256(data).hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder whose parent exists, and have its name on the disk; if it is there already, do nothing."""
+    if not path.is_dir():
+        path.mkdir()
+        sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
@@ -130,10 +167,17 @@ def parse_json(data: bytes, name: str) -> Any:
     :raises DamagedError: where it is something else, or nested too deeply.
     """
     try:
-        return json.loads(data.decode(), object_pairs_hook=_unique)
+        found = json.loads(data.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise DamagedError(f"{name} is damaged: {reason[:200]}") from None
+    level, depth = [found], 0
+    while level:
+        level = [part for value in level for part in _parts(value)]
+        depth += 1
+        if depth > _DEEPEST:
+            raise DamagedError(f"{name} is damaged: nested too deeply")
+    return found
 
 
 def parse_tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
@@ -152,6 +196,12 @@ def parse_tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
 def tensors_to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """Tensors as the content of a safetensors file; the same tensors give the same bytes."""
     return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -85,6 +85,22 @@ def require_like(tree: Tree, pattern: Tree, name: str = "state") -> None:
         raise DamagedError(f"'{name}' is {describe(tree)} where {describe(pattern)} is expected")
 
 
+def require_size(tree: Tree, name: str) -> None:
+    """A pattern for :func:`require_like`: a count, which arithmetic with other counts keeps within 64 bits."""
+    if type(tree) is not int or not 0 <= tree < 1 << 62:
+        raise DamagedError(f"'{name}' is {describe(tree)} where a count is expected")
+
+
+def anything(tree: Tree, name: str) -> None:
+    """A pattern for :func:`require_like`: whoever takes it checks it."""
+
+
+def require_mapping(tree: Tree, name: str) -> None:
+    """A pattern for :func:`require_like`: a mapping, whose entries whoever takes it checks."""
+    if not isinstance(tree, dict):
+        raise DamagedError(f"'{name}' is {describe(tree)} where a mapping is expected")
+
+
 def describe(value: Any) -> str:
     """What kind of value something is, in a few words."""
     if isinstance(value, np.ndarray):

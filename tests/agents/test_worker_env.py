@@ -191,8 +191,8 @@ def test_workers_that_die_again_and_again_stop_the_run(monkeypatch: pytest.Monke
     env.reset()
     os.kill(env.workers.pids[0], signal.SIGKILL)
     env.step(ACTIONS[:2])
-    os.kill(env.workers.pids[1], signal.SIGTERM)
-    with pytest.raises(UserError, match="worker 2 of 2 died .killed by SIGTERM., death 2 of at most 1"):
+    os.kill(env.workers.pids[1], signal.SIGABRT)
+    with pytest.raises(UserError, match="worker 2 of 2 died .killed by SIGABRT., death 2 of at most 1"):
         env.step(ACTIONS[:2])
     env.close()
     env.close()

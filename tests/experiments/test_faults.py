@@ -9,7 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ class PowerCut(BaseException):
     """Nothing after this runs; what is on the disk is what the next process finds."""
 
 
-def small_run(folder: Path) -> tuple[Checkpoints, Callable[[int], None], FrameBuffer]:
+def small_run(folder: Path, kept: int = 2) -> tuple[Checkpoints, Callable[[int], None], FrameBuffer]:
     """Checkpoints of a module whose weights say the step, with a ring of frames that do too."""
     module, ring = torch.nn.Linear(2, 2), FrameBuffer(6)
     (folder / "config.yaml").write_text("env: none\n")
@@ -41,7 +41,7 @@ def small_run(folder: Path) -> tuple[Checkpoints, Callable[[int], None], FrameBu
             module.weight.fill_(step)
         ring.add({"images": np.full((4, 1, 2, 2, 3), step, np.uint8)})
         checkpoints.write(step, module, {}, {"step": step, "frames": ring.added}, ring.streams())
-        checkpoints.prune(2)
+        checkpoints.prune(kept)
 
     return checkpoints, write, ring
 
@@ -98,6 +98,39 @@ def test_a_crash_in_any_place_leaves_the_old_checkpoint_or_the_new(
         moment += 1
     assert outcomes[0] == 30 and outcomes[-1] == 40 and moment > 20
     assert outcomes == sorted(outcomes)  # there is one instant at which the new one takes the old one's place
+
+
+@pytest.mark.parametrize(
+    ("last", "every", "kept"),
+    [(0, 0, range(10, 110, 10)), (1, 0, [100]), (2, 0, [90, 100]), (3, 0, [80, 90, 100]), (5, 0, range(60, 110, 10)),
+     (1, 30, [10, 30, 60, 90, 100])],
+)  # fmt: skip
+def test_as_many_checkpoints_are_kept_as_the_user_says_with_their_frames_and_no_others(
+    tmp_path: Path, last: int, every: int, kept: Sequence[int]
+) -> None:
+    checkpoints, write, _ = small_run(tmp_path, kept=0)
+    for step in range(10, 110, 10):
+        write(step)
+        checkpoints.prune(last, every)
+    assert checkpoints.steps() == list(kept)
+    needed = {segment.name for step in kept for segment in checkpoints.read(step).segments}
+    assert {path.name for path in (tmp_path / "segments").iterdir()} == needed
+    for step in kept:
+        (tmp_path / "checkpoints" / "latest").write_text(f"{step:09d}")
+        assert require_whole(tmp_path) == step
+
+
+def test_of_a_finished_run_the_weights_stay_and_the_frames_go(tmp_path: Path) -> None:
+    checkpoints, write, _ = small_run(tmp_path)
+    for step in (10, 20, 30):
+        write(step)
+    checkpoints.give_up_frames({"finished": True})
+    assert not list((tmp_path / "segments").iterdir())
+    for step in (20, 30):
+        found = checkpoints.read(step)
+        assert found.state == {"finished": True} and found.policy["weight"][0, 0] == step
+        sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=checkpoints.path(step), capture_output=True)
+        assert sums.returncode == 0
 
 
 def test_half_written_files_are_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
