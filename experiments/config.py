@@ -1,6 +1,6 @@
 """The options of runs: frozen dataclasses that are the command line and ``config.yaml`` at once.
 
-Every number has bounds (:func:`kp3d_rl.losses.bounded`), so that neither a slip of the hand nor a file that came from
+Every number has bounds (:func:`kp3d_rl.options.bounded`), so that neither a slip of the hand nor a file that came from
 somewhere asks for more than a machine has. :mod:`experiments.config_files` writes and reads the files.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from envs.errors import UserError
 from experiments import resume
-from experiments.runs import Run
-from experiments.soak.kills import TRAININGS, Alone, differences, kill_again_and_again, train
+from experiments.provenance import circumstances
+from experiments.runs import Checkpoint, Run
+from experiments.soak.kills import TRAININGS, Alone, differences, kill_again_and_again, logged, train
 from experiments.train import main as train_main
 from tests.experiments.conftest import TINY, run_in
 
@@ -105,6 +108,61 @@ def test_going_on_from_an_older_checkpoint_makes_it_the_newest(tmp_path: Path, c
     assert run_in(tmp_path, resume.main, ["--run", str(run.path)]) == 0
     run_in(tmp_path, train_main, ["--run", "alone", *SHORT])
     assert differences(run.path, runs / "alone") == []
+
+
+def test_a_run_that_was_killed_before_it_wrote_anything_begins_anew(
+    opened: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = Run.create(tmp_path / "young", opened.config, opened.scene())
+    assert resume.main(["--run", str(run.path)]) == 0
+    assert "has no checkpoint yet: it begins anew" in capsys.readouterr().out
+    assert differences(run.path, opened.path) == []
+    pretrained = dataclasses.replace(opened.config, pretrained="somewhere")
+    run = Run.create(tmp_path / "pretrained", pretrained, opened.scene())
+    with pytest.raises(UserError, match="was killed before it took over the keypoints of its pretraining"):
+        resume.main(["--run", str(run.path)])
+
+
+def test_threads_and_renderer_are_those_that_the_run_began_with(
+    opened: Run, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_it_was(**circumstances) -> tuple[int, str]:
+        checkpoint = Checkpoint(1, {}, {}, {"circumstances": circumstances})
+        run = resume.as_it_was(opened, checkpoint)
+        resume.report_circumstances(run, checkpoint)
+        return torch.get_num_threads(), run.config.render.backend
+
+    before = torch.get_num_threads()
+    try:
+        assert as_it_was(threads=2, renderer="warp") == (2, "warp")
+        assert as_it_was(threads=-1, renderer="paint") == (1, "auto")
+        monkeypatch.setattr(resume, "chosen_backend", lambda name: "warp")  # no OpenGL here
+        assert as_it_was(threads=1, renderer="gl") == (1, "auto")
+    finally:
+        torch.set_num_threads(before)
+    capsys.readouterr()
+    now = circumstances(opened.config)
+    assert as_it_was(**now)[0] == before and "not bit for bit" not in capsys.readouterr().err
+    as_it_was(**now | {"torch": "0.1", "machine": "\x1b[2Jabacus"})
+    said = capsys.readouterr().err
+    assert "not bit for bit: machine ?[2Jabacus -> " in said and "torch 0.1 -> " in said and said.count("\n") == 1
+
+
+def test_a_worker_that_died_is_remembered(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "reach-multiview" / "bereft"
+    process = start(tmp_path, "experiments.train", "--run", "bereft", *SHORT, "--render.workers", "2")
+    wait_for(run / "checkpoints" / "000000128", process)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    wait_for(run / "checkpoints" / "000000320", process)
+    process.kill()
+    process.communicate()
+    assert run_in(tmp_path, resume.main, ["--run", str(run)]) == 0
+    deaths = [int(row["time/worker_deaths"]) for row in logged(run) if row["time/worker_deaths"]]
+    assert deaths == sorted(deaths) and deaths[0] == 0 and deaths[-1] == 1
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_finished_run_says_so(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:

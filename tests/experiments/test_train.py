@@ -20,8 +20,8 @@ from envs.errors import UserError
 from envs.tasks.reach import ReachEnv
 from experiments import evaluate, train
 from experiments.building import choose_device, use_threads
-from experiments.config import LogConfig, TrainConfig
-from experiments.estimate import _times
+from experiments.config import EncoderConfig, LogConfig, TrainConfig
+from experiments.estimate import _frames_on_disk, _times
 from experiments.logs.weights_and_biases import import_wandb
 from experiments.recording import StopRequest
 from experiments.runs import Run
@@ -128,6 +128,25 @@ def test_an_interval_of_zero_is_estimated_as_never() -> None:
 
     assert times(evaluate_every=0, checkpoint_every=0) == [1, 1]  # at the end
     assert times(evaluate_every=300, checkpoint_every=1000) == [4, 2]
+
+
+def test_frames_on_disk_are_those_of_the_checkpoints_that_are_kept() -> None:
+    def frames(total: int, **log: int) -> int:
+        config = TrainConfig(total_steps=total, log=LogConfig(checkpoint_every=5000, **log))
+        return _frames_on_disk(config)
+
+    assert frames(4000) == 4000  # no more than there are
+    assert frames(100_000, checkpoints_kept=1) == 15_000  # for a moment there are two: the ring, and what came between
+    assert frames(100_000, checkpoints_kept=2) == 20_000
+    assert frames(100_000, checkpoints_kept=0) == 100_000
+    on_state = TrainConfig(encoder=EncoderConfig(kind="state"))
+    assert _frames_on_disk(on_state) == 0
+
+
+def test_checkpoints_are_kept_as_the_options_say(tmp_path: Path) -> None:
+    options = "--encoder.kind state --log.checkpoint-every 64 --log.checkpoints-kept 1 --log.checkpoints-kept-every 128"
+    run_in(tmp_path, train.main, ["--run", "kept", *TINY, *options.split()])
+    assert Run.open(str(tmp_path / "runs" / "reach-multiview" / "kept")).steps() == [0, 128, 192]
 
 
 def test_exit_code_2_and_one_line_for_a_typing_error(tmp_path: Path) -> None:
