@@ -176,7 +176,9 @@ class Checkpoints:
                 shutil.rmtree(self.path(step), ignore_errors=True)
         for left in (*self.folder.glob(".*.partial"), *self.folder.glob(".*.old")):
             remove(left)
-        self.store.remove_others(segment for step in self.steps() for segment in self._segments(step))
+        needed = [self._segments(step) for step in self.steps()]
+        if None not in needed:  # of a damaged one nobody knows what it needs
+            self.store.remove_others(segment for segments in needed for segment in segments)
 
     def go_back(self, step: int) -> None:
         """Make a checkpoint the newest, before a training goes on from it: the time of later ones is now to come.
@@ -195,7 +197,7 @@ class Checkpoints:
         :param state: in place of theirs.
         """
         for step in self.steps():
-            if self._segments(step):
+            if self._segments(step):  # of a damaged one nothing can be kept
                 folder = self.path(step)
                 partial = self.folder / f".{folder.name}.partial"
                 remove(partial)
@@ -279,13 +281,13 @@ class Checkpoints:
             raise DamagedError(f"it is of step {str(head['step'])[:20]}")
         return head
 
-    def _segments(self, step: int) -> list[Segment]:
-        """What a checkpoint refers to; of a damaged one nothing is known."""
+    def _segments(self, step: int) -> list[Segment] | None:
+        """What a checkpoint refers to; None where it is damaged."""
         try:
             head = parse_json(read_whole(self.path(step) / "state.json"), "state.json")
             return segments_from_json(head.get("segments") if isinstance(head, dict) else None)
         except DamagedError:
-            return []
+            return None
 
     def _others(self, step: int) -> str:
         others = [other for other in self.steps() if other != step]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import statistics
@@ -47,7 +48,9 @@ def endurance(minutes: float, warmup: float, arguments: Sequence[str] = (), seco
                 samples.append({"minute": elapsed / 60} | sample(process.pid))
                 show(round(elapsed), round(60 * minutes))
         finally:
-            process.send_signal(signal.SIGKILL)
+            for pid in descendants(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
         steps = _steps_done(Path(folder))
     return [*growth([s for s in samples if s["minute"] >= warmup], steps, minutes, warmup), *_marks(samples)]

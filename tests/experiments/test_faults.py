@@ -120,6 +120,16 @@ def test_as_many_checkpoints_are_kept_as_the_user_says_with_their_frames_and_no_
         assert require_whole(tmp_path) == step
 
 
+def test_frames_of_a_checkpoint_that_cannot_be_read_are_left_alone(tmp_path: Path) -> None:
+    checkpoints, write, _ = small_run(tmp_path)
+    write(10)
+    write(20)
+    frames = {path.name for path in (tmp_path / "segments").iterdir()}
+    (checkpoints.path(20) / "state.json").write_bytes(b"{")
+    write(30)
+    assert frames <= {path.name for path in (tmp_path / "segments").iterdir()} and require_whole(tmp_path) == 30
+
+
 def test_of_a_finished_run_the_weights_stay_and_the_frames_go(tmp_path: Path) -> None:
     checkpoints, write, _ = small_run(tmp_path)
     for step in (10, 20, 30):
