@@ -234,6 +234,12 @@ def test_every_target_is_phony():
             dict(ENV="Ant-v5", RUN="a", SEED="0", DEVICE="cpu", CAMERAS="my rig.yaml", ARGS="--total-steps 9"),
             '-m experiments.train --env Ant-v5 --run a --seed 0 --device cpu --cameras "my rig.yaml" --total-steps 9',
         ),
+        ("train", {"RESUME": "runs/a/b"}, "-m experiments.resume --run runs/a/b"),
+        (
+            "train",
+            {"RESUME": "b", "ENV": "e", "ARGS": "--checkpoint 9"},
+            "-m experiments.resume --env e --run b --checkpoint 9",
+        ),
         ("evaluate", {"ENV": "e", "RUN": "r", "SEED": "1"}, "-m experiments.evaluate --env e --run r --seed 1"),
         (
             "pretrain",
@@ -249,6 +255,11 @@ def test_every_target_is_phony():
 def test_targets_forward_only_what_is_given(target, variables, command):
     shown = make("-n", target, **variables).stdout.splitlines()[-1]
     assert " ".join(shown.split()).removeprefix("exec .venv/bin/python ") == command
+
+
+def test_resume_takes_no_options_of_a_new_run():
+    refused = make("-n", "train", RESUME="runs/a/b", SEED="1")
+    assert refused.returncode != 0 and "leave out RUN, SEED, DEVICE and CAMERAS" in refused.stderr
 
 
 # --- the set-up script, in a copy of the project and with a Python that only pretends --------------------------------
