@@ -216,6 +216,8 @@ def _require_tensor(value: torch.Tensor, expected: torch.Tensor, name: str) -> N
             f"tensor '{name}' is {tuple(value.shape)} of {value.dtype}, "
             f"the run's is {tuple(expected.shape)} of {expected.dtype}"
         )
+    if not torch.isfinite(value).all():  # training would have stopped before that
+        raise DamagedError(f"tensor '{name}' holds NaN or Inf")
 
 
 def _require_fitting(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, name: str) -> None:
@@ -244,6 +246,8 @@ def _require_fitting(state: Mapping[str, Any], optimizer: torch.optim.Optimizer,
                 raise DamagedError(f"optimiser '{name}' has moments {', '.join(moments)[:100]} of parameter {index}")
             expected = torch.zeros(()) if entry == "step" else parameters[index]
             _require_tensor(moments[entry], expected, f"{name}.{index}.{entry}")
+            if entry != "exp_avg" and (moments[entry] < 0).any():
+                raise DamagedError(f"optimiser '{name}' has a negative {entry} of parameter {index}")
 
 
 # -- random numbers ----------------------------------------------------------------------------------------------------

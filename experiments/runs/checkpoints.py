@@ -234,6 +234,8 @@ class Checkpoints:
             sums = read_sums(folder)
             self._require_description(sums)
             head = self._head(folder, sums, step)
+            if self.encoder is not None and head["encoder"] != json.loads(json.dumps(self.encoder)):
+                raise DamagedError("its encoder's options are not those of the run's config.yaml")
             tensors = _tensors(folder / "policy.safetensors", sums)
             require_like(head["aliases"], _texts, "aliases")
             tensors |= {alias: _known(tensors, name) for alias, name in head["aliases"].items()}

@@ -118,7 +118,7 @@ def read_whole(path: Path, limit: int = TEXT_LIMIT) -> bytes:
                 raise DamagedError(f"{path} is damaged: not a regular file")
             if found.st_size > limit:
                 raise DamagedError(f"{path} is damaged: {found.st_size} bytes, at most {limit} make sense")
-            return file.read(limit + 1)
+            return file.read(found.st_size)  # as much memory as that is asked for, so not the limit
     except OSError as error:
         raise DamagedError(f"{path} cannot be read: {error.strerror or error}") from None
 
