@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -35,6 +36,7 @@ def circumstances(config: RunConfig) -> dict[str, str | int]:
     return own | {"python": platform.python_version()} | versions
 
 
+@functools.cache
 def _version(library: str) -> str:
     try:
         return importlib.metadata.version(library)
@@ -42,6 +44,7 @@ def _version(library: str) -> str:
         return "none"
 
 
+@functools.cache
 def _machine() -> str:
     model = "unknown processor"
     if Path("/proc/cpuinfo").exists():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.errors import unknown
-from experiments.building import cores, use_threads
+from experiments.building import cores
 from experiments.cli import parse, run_main
 from experiments.pages import fill_pages, record
 from experiments.soak.damage import damage
@@ -74,12 +74,11 @@ def _killed(folder: Path, what: str, count: int, seed: int) -> dict[str, Any]:
 
 def damaged(config: SoakConfig) -> Rows:
     """Files of stopped runs, damaged one at a time."""
-    use_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         report = damage(Path(folder), config.files, config.seed)
     return [
-        {"what": "files", "files": config.files, "counts": dict(report.counts), "failures": report.failures,
-         "slowest": report.slowest}
+        {"what": "files", "files": config.files, "counts": dict(report.counts), "after": dict(report.after),
+         "failures": report.failures, "slowest": report.slowest}
     ]  # fmt: skip
 
 

@@ -1,292 +1,327 @@
-"""Run folders that were damaged by chance or on purpose, and what loading them does: one line, or what the files say.
+"""Run folders that were damaged by chance or on purpose, and what becomes of them: one line, or what the files say.
 
-A run that was stopped half way is damaged one file at a time, with and without checksums that fit, and loaded as
-``resume`` does it: configuration, cameras, weights, optimisers, random states, environments, callbacks, frames.
+A run that was stopped half way is damaged one place at a time, with and without checksums that fit, and loaded as
+``resume`` does it: configuration, cameras, weights, optimisers, random states, environments, callbacks, logs, frames.
+What is accepted is compared with the files and trained on; now and then another program is let at the folder.
+
+All of it happens in processes of their own with little memory: one that dies or hangs is reported, and the next one
+goes on behind the file that it had before it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-import json
+import faulthandler
+import multiprocessing
 import os
 import random
 import signal
-import sys
+import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import torch
-import yaml
-from safetensors.torch import load as parse_safetensors
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
-
+import kp3d_rl
 from envs.errors import UserError
-from experiments.algorithms import load_policy
-from experiments.building import make_training_env, require_same_scene
-from experiments.checkpointing import CheckpointCallback, load_checkpoint
-from experiments.cli import parse
-from experiments.config import TrainConfig
-from experiments.logs import require_state
+from experiments import evaluate, export, probe, video
+from experiments.building import cores, use_threads
 from experiments.progress import Progress
-from experiments.recording import Evaluator, StopRequest
-from experiments.runs import Checkpoint, Run
-from experiments.soak.kills import TRAININGS
-from experiments.soak.mutators import CANARY, mutate
-from experiments.train import build, callbacks, train
+from experiments.soak.judge import wrong
+from experiments.soak.kinds import change_kind
+from experiments.soak.mutators import CANARY, STRUCTURED, mutate
+from experiments.soak.patient import Patient
+from experiments.soak.watch import Hangs, limit_memory, quiet, time_limit, watched
 
-PATIENCE = 20
-"""Seconds after which a load counts as hanging."""
-_EXECUTES = (
-    "exec", "compile", "import", "marshal.loads", "pickle.find_class", "os.system", "os.exec", "os.posix_spawn",
-    "os.fork", "subprocess.Popen", "socket.connect", "ctypes.dlopen",
-)  # fmt: skip
-"""Audit events (PEP 578) that no load of a file may cause."""
+Result = TypeVar("Result")
+
+TRAININGS = ("ppo", "sac")
+"""What is damaged, of :data:`~experiments.soak.kills.TRAININGS`."""
+PATIENCE = 120.0
+"""Seconds after which a load, or what follows it, counts as hanging."""
+START = 300.0
+"""Seconds that a process has to get ready."""
+MEMORY = 4 << 30
+"""Bytes that a process may have beyond what it has when it is ready."""
+FILES = 400
+"""Files that a process damages: what libraries keep of each load must not be taken for what a file asked for."""
+KINDS, MEANT, PROGRAM, GO_ON = 0.1, 0.5, 0.01, 0.1
+"""Shares: of things that become something else, of changes of what a file says, of folders for another program, of
+accepted loads that are trained on."""
 
 
-_UNREAD = ("lock", "origin.json", "metrics.csv", "tensorboard", "pictures", "wandb")
-"""What is in a run folder that a load does not read."""
+def _encoder(argv: list[str]) -> None:
+    """The library's own reader, whose errors are of Python's kinds."""
+    try:
+        kp3d_rl.load(argv[1])
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error)) from None
 
 
-class _StopAt(StopRequest):
-    """As if a signal had come when so many steps are done."""
-
-    def __init__(self, model: BaseAlgorithm, step: int) -> None:
-        super().__init__()
-        self.model, self.step = model, step
-
-    def __bool__(self) -> bool:
-        return self.model.num_timesteps >= self.step
+PROGRAMS: dict[str, tuple[Callable[[list[str]], object], str]] = {
+    "evaluate": (evaluate.main, "--episodes 1 --envs 1"),
+    "probe": (probe.main, "--episodes 4 --steps 3 --frames 2 --random-encoders 0 --autoencoder-steps 0"),
+    "video": (video.main, "--episodes 1 --steps 2 --size 64"),
+    "export": (export.main, ""),
+    "encoder": (_encoder, ""),
+}
+"""What else reads run folders, and with which arguments beside the folder."""
 
 
 @dataclass
 class Report:
-    """What loading damaged files did.
+    """What damaged files did.
 
     :param counts: of "refused" (one line), "unchanged" (the damage changed nothing), "as the file says".
-    :param failures: what must not happen: tracebacks, code that was executed, loads of what no file says, hangs.
+    :param after: of what came after loads that were accepted: "trained on" to the next rollout, "not trained on" (one
+        line), "only read" (of another configuration); and of other programs, which are "done" or "refused" (one line).
+    :param failures: what must not happen: tracebacks, processes that die, code that was executed, files outside that
+        were touched, loads of what no file says, hangs.
     :param slowest: seconds.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
+    after: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     slowest: float = 0.0
 
+    def add(self, other: Report) -> None:
+        """Take over what another one says."""
+        self.counts += other.counts
+        self.after += other.after
+        self.failures += other.failures
+        self.slowest = max(self.slowest, other.slowest)
 
-class Patient:
-    """A run that was stopped half way, which is damaged and mended again and again.
 
-    :param folder: to work in.
-    :param algorithm: of :data:`~experiments.soak.kills.TRAININGS`.
+@dataclass(frozen=True)
+class Harm:
+    """What was done to a run.
+
+    :param what: in words.
+    :param changes: whether anything is different now.
+    :param signed: whether the checksums fit.
     """
 
-    def __init__(self, folder: Path, algorithm: str) -> None:
-        options = ["--run", f"{algorithm}-damaged", *TRAININGS[algorithm], "--log.checkpoints-kept", "2"]
-        self.config = parse(TrainConfig, options)
-        self.path = folder / self.config.run
-        with contextlib.closing(make_training_env(self.config)) as env:
-            model, scene = build(self.config, env)
-            run = Run.create(self.path, self.config, scene)
-            train(run, model, _StopAt(model, self.config.total_steps // 2))
-        self.env = make_training_env(self.config)
-        self.model, self.scene = build(self.config, self.env)
-        self.model.set_logger(Logger(None, []))
-        self.whole = {path.relative_to(self.path): path.read_bytes() for path in _files(self.path)}
-        self.targets = [name for name in sorted(self.whole) if name.parts[0] not in _UNREAD]
-        self.newest = self.path / "checkpoints" / (self.path / "checkpoints" / "latest").read_text().strip()
-        self.load()  # imports what is imported on demand
-
-    def close(self) -> None:
-        """Close the environments."""
-        self.env.close()
-
-    def load(self) -> tuple[Run, Checkpoint]:
-        """As ``resume`` does it, up to the first rollout."""
-        run = Run.open(str(self.path))
-        require_same_scene(run, self.scene)
-        checkpoint = run.load()
-        if run.config != self.config:  # the model is another run's
-            load_policy(run, self.env, checkpoint)
-            return run, checkpoint
-        load_checkpoint(run, self.model, checkpoint)
-        require_state(checkpoint.state["log"])
-        first, *others = callbacks(run, Evaluator(lambda: None, 1), StopRequest(), checkpoint)
-        self._start(first, others)
-        return run, checkpoint
-
-    def _start(self, first: CheckpointCallback, others: list[BaseCallback]) -> None:
-        for callback in (first, *others[:-2], others[-1]):
-            callback.init_callback(self.model)
-        try:
-            for part in first.parts.values():
-                part.on_training_start({}, {})
-            first._go_on()
-        finally:
-            for part in first.parts.values():
-                part.on_training_end()
-
-    def mend(self) -> None:
-        """Make the run whole again."""
-        for path in _files(self.path):
-            if path.relative_to(self.path) not in self.whole:
-                path.unlink()
-        for name, data in self.whole.items():
-            path = self.path / name
-            if not path.is_file() or path.read_bytes() != data:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-
-    def sign(self, name: Path) -> None:
-        """Make all checksums fit a file that was changed, as whoever changes one on purpose can."""
-        if name.parts[0] == "segments":
-            state = self.newest / "state.json"
-            old = hashlib.sha256(self.whole[name]).hexdigest()
-            new = hashlib.sha256((self.path / name).read_bytes()).hexdigest()
-            state.write_text(state.read_text().replace(old, new))
-        for folder in (self.path / "checkpoints").glob("[0-9]*"):
-            names = [line.split("  ", 1)[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
-            lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
-            (folder / "SHA256SUMS").write_text("".join(lines))
+    what: str
+    changes: bool
+    signed: bool
 
 
-def damage(folder: Path, files: int, seed: int) -> Report:
-    """Damage runs of PPO and SAC, one file at a time, and load them.
+# -- the process that looks on -----------------------------------------------------------------------------------------
+
+
+def damage(folder: Path, files: int, seed: int, plant: Callable[[], None] | None = None) -> Report:
+    """Damage runs of PPO and SAC, one place at a time, and load them.
 
     :param folder: to work in.
-    :param files: how many files are damaged, over both.
-    :param seed: of the damage.
+    :param files: how many are damaged, over both.
+    :param seed: of the damage; what is done to a file depends on this and on its number alone.
+    :param plant: called in every process before it begins, to plant faults that must be found.
     """
-    report, show = Report(), Progress("damaged files", "files", 60.0)
-    for number, algorithm in enumerate(TRAININGS):
-        patient = Patient(folder, algorithm)
-        draw, first = random.Random(f"{seed} {algorithm}"), number * files // len(TRAININGS)
-        for done in range(first, (number + 1) * files // len(TRAININGS)):
-            _one(patient, draw, report)
-            show(done + 1, files)
-        patient.close()
+    report, show, lock = Report(), Progress("damaged files", "files", 60.0), threading.Lock()
+
+    def tell(part: Report) -> None:
+        with lock:
+            report.add(part)
+            show(sum(report.counts.values()), files, f"{len(report.failures)} failures" if report.failures else "")
+
+    def run(number: int, algorithm: str) -> None:
+        share = range(number * files // len(TRAININGS), (number + 1) * files // len(TRAININGS))
+        _look_on(folder, algorithm, seed, share, plant, tell)
+
+    with ThreadPoolExecutor(min(cores(), len(TRAININGS))) as pool:
+        list(pool.map(run, range(len(TRAININGS)), TRAININGS))
     return report
 
 
-def _one(patient: Patient, draw: random.Random, report: Report) -> None:
-    """Damage one file, load, judge, mend."""
-    name = draw.choice(patient.targets)
-    data = mutate(patient.whole[name], draw)
+def _look_on(
+    folder: Path,
+    algorithm: str,
+    seed: int,
+    numbers: range,
+    plant: Callable[[], None] | None,
+    tell: Callable[[Report], None],
+) -> None:
+    """Have a process damage file after file; where it dies, and after so many, the next one goes on."""
+    waiting = list(reversed(numbers))
+    while waiting:
+        with _Worker(folder, algorithm, seed, plant) as worker:
+            for _ in range(min(FILES, len(waiting))):
+                tell(worker.damage(waiting.pop()))
+                if not worker.is_alive:
+                    break
+
+
+class _Worker:
+    """A process that damages files of one algorithm, seen from outside; parameters as of :func:`damage`."""
+
+    def __init__(self, folder: Path, algorithm: str, seed: int, plant: Callable[[], None] | None) -> None:
+        self.name, self.words, self.is_alive = f"{algorithm}, seed {seed}", folder / f"{algorithm}-last-words", True
+        folder.mkdir(parents=True, exist_ok=True)
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.process = context.Process(target=_work, args=(folder, algorithm, seed, self.words, plant, there))
+        self.process.start()
+        there.close()
+
+    def __enter__(self) -> _Worker:
+        if self._answer(START) != "ready":
+            self.__exit__()
+            raise RuntimeError(f"no process for {self.name} gets ready: {self._last_words()}")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.pipe.close()  # which it takes as the end
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+    def damage(self, number: int) -> Report:
+        """What one damaged file did, or did to the process."""
+        self.pipe.send(number)
+        started, what = time.monotonic(), self._answer(PATIENCE)
+        answer = self._answer(4 * PATIENCE) if isinstance(what, str) else what
+        if isinstance(answer, Report):
+            return answer
+        if hangs := self.is_alive:  # and says nothing
+            self.process.kill()
+        self.is_alive = False
+        self.process.join()
+        code = self.process.exitcode or 0
+        fate = f"died of {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
+        fate = "hangs" if hangs else fate
+        seconds = time.monotonic() - started
+        failure = f"{self.name}, file {number}: {what}: process {fate} after {seconds:.1f} s: {self._last_words()}"
+        return Report(Counter(died=1), Counter(), [failure], seconds)
+
+    def _answer(self, seconds: float) -> str | Report | None:
+        """What the process says; None where it says nothing in time, or nothing any more."""
+        try:
+            return self.pipe.recv() if self.pipe.poll(seconds) else None
+        except (EOFError, OSError):
+            self.is_alive = False
+            return None
+
+    def _last_words(self) -> str:
+        """Where it was, as Python's fault handler says, and what it printed."""
+        lines = self.words.read_text(errors="replace").splitlines() if self.words.exists() else []
+        said = " | ".join(line.strip() for line in lines if line.strip()) or "without a word"
+        return said if len(said) <= 700 else f"{said[:400]} ... {said[-300:]}"
+
+
+# -- the process that does it ------------------------------------------------------------------------------------------
+
+
+def _work(
+    folder: Path, algorithm: str, seed: int, words: Path, plant: Callable[[], None] | None, pipe: Connection
+) -> None:
+    """Damage files as their numbers come, until no more do."""
+    with open(words, "w") as said:
+        os.dup2(said.fileno(), 2)
+    faulthandler.enable()
+    use_threads(1)
+    with quiet():
+        patient = Patient(folder, algorithm)
+    limit_memory(MEMORY)
+    if plant is not None:
+        plant()
+    with pipe, contextlib.suppress(EOFError):
+        pipe.send("ready")
+        while True:
+            pipe.send(one(patient, f"{seed} {algorithm} {pipe.recv()}", pipe.send))
+
+
+def one(patient: Patient, seed: str, tell: Callable[[str], None] = lambda what: None) -> Report:
+    """Damage one place, load, judge, go on, mend.
+
+    :param patient: whole, and whole again afterwards.
+    :param seed: of what is done.
+    :param tell: is told what is done before anything is read.
+    """
+    draw, report = random.Random(seed), Report()
+    harm = harmed(patient, draw)
+    tell(harm.what)
+    started, failures = time.monotonic(), list[str]()
+    try:
+        if draw.random() < PROGRAM:
+            _run_program(patient, draw.choice(sorted(PROGRAMS)), report, failures)
+        loaded = _attempt(patient, patient.load, "load", failures)
+        report.counts["refused" if loaded is None else "as the file says" if harm.changes else "unchanged"] += 1
+        if loaded is not None and harm.changes:
+            found = _attempt(patient, lambda: wrong(loaded, harm.signed), "judge", failures)
+            failures += [found] if found else []
+            if draw.random() < GO_ON:
+                gone_on = _attempt(patient, lambda: patient.go_on(loaded), "going on", failures)
+                report.after["not trained on" if gone_on is None else "trained on" if gone_on else "only read"] += 1
+        failures += [] if patient.outside_is_untouched() else ["something outside was written"]
+        failures += ["code was executed"] if Path(CANARY).exists() else []
+    finally:
+        patient.mend()
+    report.failures = [f"{seed}: {harm.what}: {failure}" for failure in failures]
+    report.slowest = time.monotonic() - started
+    return report
+
+
+def _run_program(patient: Patient, name: str, report: Report, failures: list[str]) -> None:
+    program, arguments = PROGRAMS[name]
+    argv = ["--run", str(patient.path), *arguments.split()]
+    done = _attempt(patient, lambda: [program(argv)], name, failures, is_watched=False)
+    report.after[f"{name} {'refused' if done is None else 'done'}"] += 1
+
+
+def harmed(patient: Patient, draw: random.Random) -> Harm:
+    """Damage one place of a whole run.
+
+    :param draw: decides where and how.
+    """
+    if draw.random() < KINDS:
+        what = change_kind(patient.path, patient.outside, draw, patient.newest, patient.coming)
+        signed = draw.random() < 0.5
+        if signed:
+            patient.sign()
+        return Harm(f"{what}{', signed' if signed else ''}", True, signed)
+    name = patient.draw_target(draw)
+    meant = name.suffix in STRUCTURED and draw.random() < MEANT
+    data = (STRUCTURED[name.suffix] if meant else mutate)(patient.whole[name], draw)
     (patient.path / name).write_bytes(data)
-    signed = name.name not in ("SHA256SUMS", "latest") and draw.random() < 0.5
+    signed = name.name not in ("SHA256SUMS", "latest") and draw.random() < (0.95 if meant else 0.5)
     if signed:
-        patient.sign(name)
-    started, what = time.monotonic(), f"{name}{', signed' if signed else ''}, number {sum(report.counts.values())}"
-    executed: list[str] = []
+        patient.sign()
+    how = f"{'changed' if meant else 'damaged'}{', signed' if signed else ''}"
+    return Harm(f"{name} {how}", data != patient.whole[name], signed)
+
+
+def _attempt(
+    patient: Patient, action: Callable[[], Result], name: str, failures: list[str], is_watched: bool = True
+) -> Result | None:
+    """Do something that may end in one line for the user and in no other way.
+
+    :return: what it returned; None where it did not.
+    """
+    found: list[str] = []
     try:
-        with _quiet(), _watched(executed, patient.path), _time_limit():
-            run, checkpoint = patient.load()
+        with quiet(), watched(found if is_watched else [], patient.path), time_limit(PATIENCE):
+            return action()
     except UserError as error:
-        report.counts["refused"] += 1
         if not str(error).isprintable() or len(str(error)) > 1000:
-            report.failures.append(f"{what}: more than a line: {str(error)[:300]!r}")
-    except BaseException as error:
-        report.failures.append(f"{what}: {type(error).__name__}: {str(error)[:300]}")
-        if isinstance(error, KeyboardInterrupt):
-            raise
-    else:
-        same = data == patient.whole[name]
-        report.counts["unchanged" if same else "as the file says"] += 1
-        wrong = None if same else _wrong(patient, run, checkpoint, name, signed)
-        report.failures += [f"{what}: {wrong}"] if wrong else []
-    report.failures += [f"{what}: caused {event}" for event in executed]
-    report.failures += [f"{what}: code was executed"] if Path(CANARY).exists() else []
-    report.slowest = max(report.slowest, time.monotonic() - started)
-    patient.mend()
-
-
-def _wrong(patient: Patient, run: Run, checkpoint: Checkpoint, name: Path, signed: bool) -> str | None:
-    """What is wrong with a load of a changed file that was accepted; None where it is what the files say."""
-    if name.name == "latest":  # another whole checkpoint, or the newest that there is
-        return None if checkpoint.step in run.steps() else "a checkpoint that is not there"
-    if name.name == "SHA256SUMS" and _lines(patient.whole[name]) == _lines((patient.path / name).read_bytes()):
-        return None  # in another order
-    if not signed and _is_read(patient, checkpoint, name):
-        return "accepted although the checksum does not fit"
-    if name.name == "config.yaml":
-        said = yaml.safe_load((patient.path / name).read_text())
-        found = json.loads(json.dumps(dataclasses.asdict(run.config)))
-        return None if said == found else "a configuration that the file does not say"
-    folder = patient.path / "checkpoints" / f"{checkpoint.step:09d}"
-    said = parse_safetensors((folder / "policy.safetensors").read_bytes())
-    if any(not torch.equal(checkpoint.policy[key].view(torch.uint8), value.view(torch.uint8))
-           for key, value in said.items() if value.dim()):  # fmt: skip
-        return "weights that the file does not say"
-    head = json.loads((folder / "state.json").read_text())
-    return None if head["step"] == checkpoint.step else "another step than the file says"
-
-
-def _lines(data: bytes) -> list[bytes]:
-    return sorted(data.split(b"\n"))
-
-
-def _is_read(patient: Patient, checkpoint: Checkpoint, name: Path) -> bool:
-    """Whether a load of the newest checkpoint depends on a file."""
-    if name.parts[0] == "checkpoints":
-        return name.parts[1] == patient.newest.name
-    return name.parts[0] != "segments" or name.name in {segment.name for segment in checkpoint.segments}
-
-
-_LISTENERS: list[tuple[list[str], Path]] = []
-
-
-def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hooks cannot be taken out again, so there is one, which mostly has nobody to tell."""
-    if not _LISTENERS:
-        return
-    executed, run = _LISTENERS[-1]
-    if event in _EXECUTES:
-        executed.append(f"{event} {str(arguments)[:200]}")
-    elif event == "open" and isinstance(arguments[0], (str, bytes)):
-        path = Path(os.fsdecode(arguments[0])).absolute()
-        known = (run, Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[2], Path("/proc"), Path("/sys"))
-        if not any(path.is_relative_to(folder) for folder in known):
-            executed.append(f"open {str(arguments)[:200]}")
-
-
-@contextlib.contextmanager
-def _watched(executed: list[str], run: Path) -> Iterator[None]:
-    """Write down what is executed or opened outside of a run."""
-    if not getattr(_audit, "installed", False):
-        sys.addaudithook(_audit)
-        _audit.installed = True
-    _LISTENERS.append((executed, run.absolute()))
-    try:
-        yield
+            failures.append(f"{name}: more than a line: {str(error)[:300]!r}")
+    except KeyboardInterrupt:
+        raise
+    except (Exception, Hangs, SystemExit) as error:
+        failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]} ({_where(error)})")
     finally:
-        _LISTENERS.pop()
+        failures += [f"{name}: caused {event}" for event in dict.fromkeys(found)]
+    return None
 
 
-@contextlib.contextmanager
-def _time_limit() -> Iterator[None]:
-    def hangs(number: int, frame: Any) -> None:
-        raise TimeoutError(f"no end after {PATIENCE} seconds")
-
-    before = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(PATIENCE)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        yield
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+def _where(error: BaseException) -> str:
+    """The last places of a traceback, innermost first."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "experiments/soak" not in frame.filename]
+    places = [f"{'/'.join(Path(f.filename).parts[-2:])}:{f.lineno} {f.name}" for f in reversed(frames)]
+    return " < ".join(places[:4])

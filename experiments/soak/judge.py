@@ -116,8 +116,8 @@ def _differ(said: Tensors, found: Tensors) -> str | None:
 
 
 def _bits(tensor: torch.Tensor) -> tuple[Any, ...]:
-    values = tensor.detach().cpu().contiguous()
-    return values.dtype, tuple(values.shape), values.reshape(-1).view(torch.uint8).numpy().tobytes()
+    values = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.detach().reshape(-1))
+    return tensor.dtype, tuple(tensor.shape), values.view(torch.uint8).numpy().tobytes()
 
 
 def _plain(tree: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.training_state import save_random_state, save_training_state
@@ -82,9 +83,12 @@ class Patient:
         rollout = self.config.ppo.steps if algorithm == "ppo" else 3
         self.coming = self.newest + rollout * self.config.envs
         self.targets = [name for name in sorted(self.whole) if name.parts[0] not in _UNREAD]
-        self.env, self.model, self.scene, self.is_fresh = None, None, None, False
+        self.env, self.model, self.scene, self.built_for = None, None, None, None
         self.mend()
         self.go_on(self.load())  # imports what is imported on demand
+        str(self.model.policy.state_dict())  # the same, of messages
+        with torch.profiler.record_function("and of what torch compiles when it is first asked for"):
+            pass
         self.mend()
 
     def _train(self, path: Path) -> None:
@@ -98,7 +102,7 @@ class Patient:
         """Close the environments."""
         if self.env is not None:
             self.env.close()
-            self.env = None
+            self.env = self.built_for = None
 
     def draw_target(self, draw: Random) -> Path:
         """A file that a load reads, mostly one of the newest checkpoint."""
@@ -125,7 +129,8 @@ class Patient:
                 with contextlib.closing(make_env(self.config)) as env:
                     load_policy(run, env, checkpoint)
                 return Loaded(run, checkpoint)
-            self._build(run.config)
+            if run.config != self.built_for:
+                self._build(run.config)
             require_same_scene(run, self.scene)
             load_checkpoint(run, self.model, checkpoint)
             return Loaded(run, checkpoint, self.model, self._states(run, checkpoint))
@@ -136,10 +141,11 @@ class Patient:
         return all(said[name] == own[name] or name in _FREE for name in own)
 
     def _build(self, config: TrainConfig) -> None:
-        """Environments and a model that no other file has been loaded into."""
+        """Environments and a model; what a load does not overwrite in them would show in the next one's states."""
         self.close()
         self.env = make_training_env(config)
         self.model, self.scene = build(config, self.env)
+        self.built_for = config
 
     def _states(self, run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
         """Put back what comes back when training starts; what everything then says of itself."""
@@ -213,7 +219,7 @@ class Patient:
             segments = [Segment(**entry) for entry in json.loads(_content(folder / "state.json") or b"")["segments"]]
             listed = dict.fromkeys(f"{segment.sha256}  ../../segments/{segment.name}\n" for segment in segments)
             text = "".join([*lines, *listed]).encode()
-        except (ValueError, KeyError, TypeError):  # of damage that leaves no list of segments
+        except (ValueError, KeyError, TypeError, RecursionError):  # of damage that leaves no list of segments
             text = "".join(lines).encode()
         (folder / "SHA256SUMS").write_bytes(text)
 

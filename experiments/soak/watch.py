@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _EXECUTES = (
-    "exec", "compile", "import", "marshal.loads", "pickle.find_class", "os.system", "os.exec", "os.posix_spawn",
+    "exec", "import", "marshal.loads", "pickle.find_class", "os.system", "os.exec", "os.posix_spawn",
     "os.fork", "subprocess.Popen", "socket.connect", "ctypes.dlopen",
 )  # fmt: skip
 """Audit events (PEP 578) that no load of a file may cause."""

@@ -6,21 +6,32 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as to_safetensors
 
 from envs.errors import UserError
 from experiments.pages import TABLES, record
 from experiments.runs import Run
 from experiments.soak import damage as soak_damage
 from experiments.soak.__main__ import SECTIONS, SoakConfig, has_failed, main
-from experiments.soak.damage import Patient, Report, damage
+from experiments.soak.damage import Report, damage
 from experiments.soak.endurance import RESOURCES, descendants, growth, sample
+from experiments.soak.judge import wrong
 from experiments.soak.kills import differences
+from experiments.soak.kinds import change_kind
+from experiments.soak.mutators import STRUCTURED, change_tree
+from experiments.soak.patient import Patient
+from experiments.soak.watch import quiet
 from tests.experiments.conftest import run_in
 
 
@@ -28,14 +39,16 @@ def test_damaged_runs_are_refused_in_one_line_or_loaded_as_they_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    report = damage(tmp_path / "runs", 300, seed=1)
-    assert report.failures == [] and sum(report.counts.values()) == 300
-    assert report.counts["refused"] > 150 and report.counts["as the file says"] > 10 and report.slowest < 20
+    report = damage(tmp_path / "runs", 200, seed=1)
+    assert report.failures == [] and sum(report.counts.values()) == 200
+    assert report.counts["refused"] > 80 and report.counts["as the file says"] > 30
+    assert report.after["trained on"] > 15
 
 
 @pytest.fixture(scope="module")
 def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patient]:
-    found = Patient(tmp_path_factory.mktemp("patient"), "ppo")
+    with quiet():
+        found = Patient(tmp_path_factory.mktemp("patient"), "ppo")
     yield found
     found.close()
 
@@ -43,7 +56,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patient]:
 def planted_open(fault: str) -> object:
     true_open = Run.open
 
-    def opened(*args, **kwargs) -> Run:
+    def opened(name: str, *args, **kwargs) -> Run:
         if fault == "traceback":
             raise ValueError("a bug")
         if fault == "lines":
@@ -52,34 +65,166 @@ def planted_open(fault: str) -> object:
             exec("pass")
         if fault == "outside":
             Path("/etc/hostname").open().close()
-        return true_open(*args, **kwargs)
+        if fault == "written":
+            (Path(name) / "link" / "file").write_text("changed by way of a link")
+        if fault == "hang":
+            time.sleep(30)
+        if fault == "memory":
+            raise MemoryError("cannot allocate 80 TB")
+        return true_open(name, *args, **kwargs)
 
     return opened
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("traceback", "ValueError: a bug"), ("lines", "more than a line"), ("code", "caused compile"),
-     ("outside", "caused open ('/etc/hostname'")],
+    [("traceback", "ValueError: a bug"), ("lines", "more than a line"), ("code", "caused exec"),
+     ("outside", "caused open ('/etc/hostname'"), ("written", "something outside was written"),
+     ("hang", "Hangs: no end after 1 seconds"), ("memory", "MemoryError: cannot allocate")],
 )  # fmt: skip
 def test_planted_faults_are_found(patient: Patient, monkeypatch: pytest.MonkeyPatch, fault: str, message: str) -> None:
     monkeypatch.setattr(Run, "open", planted_open(fault))
-    report = Report()
-    soak_damage._one(patient, random.Random(0), report)
+    monkeypatch.setattr(soak_damage, "PATIENCE", 1.0)
+    (patient.path / "link").symlink_to(patient.outside)
+    report = soak_damage.one(patient, "0")
     assert any(message in failure for failure in report.failures), report.failures
+    assert not (patient.path / "link").is_symlink() and patient.outside_is_untouched()
 
 
-def test_a_load_that_ignores_checksums_is_found(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
-    from experiments.runs import checkpoints
+def plant_ends() -> None:
+    """In a process that damages: one file ends it, one has it hang beyond Python's reach, one asks for all memory."""
+    true_one = soak_damage.one
 
-    monkeypatch.setattr(checkpoints, "read_checked", lambda path, sums, limit=0: path.read_bytes())
+    def one(patient: Patient, seed: str, tell: Callable[[str], None]) -> Report:
+        number = int(seed.split()[-1])
+        tell(f"fault {number}")
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif number == 1:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+            time.sleep(60)
+        elif number == 2:
+            bytearray(soak_damage.MEMORY + (1 << 30))
+        return true_one(patient, seed, tell)
+
+    soak_damage.one = one
+
+
+def test_processes_that_die_or_hang_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak_damage, "TRAININGS", ("ppo",))
+    monkeypatch.setattr(soak_damage, "PATIENCE", 2.0)
+    report = damage(tmp_path, 3, seed=5, plant=plant_ends)
+    died, hung, left = report.failures
+    assert report.counts == {"died": 3}
+    assert "ppo, seed 5, file 0: fault 0: process died of SIGSEGV" in died and "Segmentation fault" in died
+    assert "file 1: fault 1: process hangs after" in hung
+    assert "file 2: fault 2: process left with exit code 1" in left and "MemoryError" in left
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("policy.safetensors", "accepted although the checksum of policy.safetensors does not fit"),
+     ("segments", "accepted although the checksum of ../../segments/")],
+)  # fmt: skip
+def test_a_load_that_ignores_checksums_is_found(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    def read(path: Path, sums: object, limit: int = 0, name: str | None = None) -> bytes:
+        return path.read_bytes()
+
+    monkeypatch.setattr("experiments.runs.checkpoints.read_checked", read)
+    monkeypatch.setattr("experiments.runs.segments.read_checked", read)
+    target = next(n for n in patient.targets if name in n.parts and f"{patient.newest:09d}" in str(n))
+    monkeypatch.setattr(patient, "draw_target", lambda draw: target)
     monkeypatch.setattr(soak_damage, "mutate", lambda data, draw: data[:-4] + b"\0\0\1\1")
-    weights = [name for name in patient.targets if name.name == "policy.safetensors"]
-    monkeypatch.setattr(patient, "targets", weights)
-    report, draw = Report(), random.Random(1)
-    for _ in range(8):
-        soak_damage._one(patient, draw, report)
-    assert any("accepted although the checksum does not fit" in failure for failure in report.failures)
+    found = [failure for n in range(8) for failure in soak_damage.one(patient, f"{n}").failures]
+    assert any(message in failure for failure in found), found
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("policy", "a model with weights"), ("moments", "moments of the optimisers"), ("groups", "groups of the"),
+     ("generators", "the array 'random.numpy.key'"), ("counters", "'training' is not what the file says"),
+     ("callbacks", "'parts' is not"), ("step", "a model at another step"), ("encoder", "options of the encoder")],
+)  # fmt: skip
+def test_a_load_of_what_no_file_says_is_found(patient: Patient, part: str, message: str) -> None:
+    with quiet():
+        loaded = patient.load()
+    assert wrong(loaded, changed=False) is None
+    optimizer, states = loaded.model.policy.optimizer, loaded.states
+    with torch.no_grad():
+        if part == "policy":
+            next(loaded.model.policy.parameters()).add_(1e-3)
+        if part == "moments":
+            next(iter(optimizer.state.values()))["exp_avg"].add_(1e-3)
+    if part == "groups":
+        optimizer.param_groups[0]["betas"] = (0.9, 0.9991)
+    if part == "generators":
+        states["random"]["numpy"]["key"][5] += 1
+    if part == "counters":
+        states["training"]["counters"]["updates"] += 1
+    if part == "callbacks":
+        states["parts"]["rows"]["iterations"] += 1
+    if part == "step":
+        loaded.model.num_timesteps += 1
+    if part == "encoder":  # in the file, after it was read
+        path = patient.path / "checkpoints" / f"{patient.newest:09d}" / "state.json"
+        head = json.loads(path.read_text())
+        head["encoder"]["heat_scale"] += 1.0
+        path.write_text(json.dumps(head))
+        patient.sign()
+    found = wrong(loaded, changed=False) or ""
+    patient.mend()
+    assert message in found
+
+
+def test_what_files_say_is_changed_so_that_they_can_still_be_read() -> None:
+    tree = {"a": 1, "b": [1.5, {"c": "text", "d": None}], "e": {"f": True}}
+    tensors = to_safetensors({"x": torch.arange(6.0).reshape(2, 3), "y": torch.tensor(3), "z": torch.zeros(0, 2)})
+    files = {".json": json.dumps(tree).encode(), ".yaml": yaml.safe_dump(tree).encode(), ".safetensors": tensors}
+    readers = {".json": json.loads, ".yaml": yaml.safe_load, ".safetensors": parse_safetensors}
+    for suffix, data in files.items():
+        made = [STRUCTURED[suffix](data, random.Random(seed)) for seed in range(200)]
+        assert made[:20] == [STRUCTURED[suffix](data, random.Random(seed)) for seed in range(20)]
+        assert sum(can_read(readers[suffix], other) for other in made) > 150
+        assert len(set(made)) > 80 and sum(other == data for other in made) < 40
+        for broken in (b"", b"\xff{", b"[1, 2", b"3"):
+            STRUCTURED[suffix](broken, random.Random(0))
+    made = [STRUCTURED[".json"](files[".json"], random.Random(seed)) for seed in range(200)]
+    assert any(other.count(b'"a": ') == 2 for other in made) and any(b"[" * 2000 in other for other in made)
+
+
+def can_read(reader: Callable[[bytes], object], data: bytes) -> bool:
+    try:
+        reader(data)
+    except Exception:
+        return False
+    return True
+
+
+def test_every_place_of_a_tree_is_changed_at_times() -> None:
+    found = set()
+    for seed in range(300):
+        tree = {"a": [1, 2, {"b": "c"}], "d": 5}
+        change_tree(tree, random.Random(seed))
+        found |= {name for name, value in {"a": [1, 2, {"b": "c"}], "d": 5}.items() if tree.get(name) != value}
+        found |= {"long"} if len(str(tree)) > 10_000 else set()
+    assert found == {"a", "d", "long"}
+
+
+def test_a_run_is_mended_whatever_has_become_of_it(patient: Patient) -> None:
+    before = {path: path.read_bytes() for path in sorted(patient.path.rglob("*")) if path.is_file()}
+    said = set()
+    for seed in range(150):
+        said.add(change_kind(patient.path, patient.outside, random.Random(seed), patient.newest, patient.coming))
+        patient.sign()
+        patient.mend()
+        now = sorted(path for path in patient.path.rglob("*") if path.is_symlink() or not path.is_dir())
+        assert now == sorted(before) and all(path.read_bytes() == data for path, data in before.items())
+        assert patient.outside_is_untouched()
+    assert len(said) > 120
+    for kind in ("a folder", "a pipe", "a link to itself", "a link to a file outside", "gone", "an empty file"):
+        assert any(what.endswith(kind) for what in said), kind
 
 
 def test_differences_between_runs_are_found(tiny_run: Path, tmp_path: Path) -> None:
