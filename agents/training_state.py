@@ -288,10 +288,11 @@ def load_random_state(model: BaseAlgorithm, state: Mapping[str, Tree]) -> None:
     if numpy_state["position"] > 624 or numpy_state["has_gauss"] > 1:  # NumPy would read beyond its array
         raise DamagedError("'random.numpy' is no state of NumPy's generator")
     try:
-        random.setstate((python["version"], tuple(map(int, python["words"])), _from_optional(python["gauss"])))
-        words = {"key": _words(numpy_state["key"]), "pos": numpy_state["position"]}
+        words = (*map(int, _words(python["words"][:-1])), int(python["words"][-1]))  # the last is a position
+        random.setstate((python["version"], words, _from_optional(python["gauss"])))
+        key = {"key": _words(numpy_state["key"]), "pos": numpy_state["position"]}
         legacy = {"has_gauss": numpy_state["has_gauss"], "gauss": numpy_state["gauss"]}
-        np.random.set_state({"bit_generator": "MT19937", "state": words} | legacy)
+        np.random.set_state({"bit_generator": "MT19937", "state": key} | legacy)
         torch.set_rng_state(torch.from_numpy(state["torch"]))
         if _uses_cuda(model) and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([torch.from_numpy(words) for words in state["cuda"]])

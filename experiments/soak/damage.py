@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -128,6 +129,8 @@ def damage(folder: Path, files: int, seed: int, plant: Callable[[], None] | None
     def tell(part: Report) -> None:
         with lock:
             report.add(part)
+            for failure in part.failures:
+                print(failure, file=sys.stderr, flush=True)
             show(sum(report.counts.values()), files, f"{len(report.failures)} failures" if report.failures else "")
 
     def run(number: int, algorithm: str) -> None:
