@@ -48,7 +48,10 @@ def unpack(plain: Any, arrays: Mapping[str, torch.Tensor], name: str = "") -> Tr
     if isinstance(plain, dict) and set(plain) == {_ARRAY}:
         if plain[_ARRAY] != name or name not in arrays:
             raise DamagedError(f"the array at '{name}' is missing")
-        return arrays[name].numpy()
+        try:
+            return arrays[name].numpy()
+        except TypeError:  # bfloat16 and the like
+            raise DamagedError(f"the array at '{name}' is of {arrays[name].dtype}, which no state is") from None
     if isinstance(plain, dict):
         return {key: unpack(value, arrays, f"{name}.{key}" if name else key) for key, value in plain.items()}
     if isinstance(plain, list):
