@@ -40,7 +40,7 @@ class DamagedError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(message, 500))
 
 
 def printable(text: object, most: int = 1000) -> str:
