@@ -7,6 +7,7 @@ of the replay, of which only the newest have to be written down (:func:`replay_s
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections import deque
@@ -103,6 +104,8 @@ def load_training_state(model: BaseAlgorithm, state: Mapping[str, Tree]) -> tupl
     model.num_timesteps, model._n_updates = counters["num_timesteps"], counters["updates"]
     model._episode_num = counters["episodes"]
     recent, size = state["recent"], model._stats_window_size
+    if len(recent["returns"]) != len(recent["lengths"]):
+        raise DamagedError("'state.recent' has more episodes of one kind than of the other")
     rows = zip(recent["returns"], recent["lengths"], strict=True)
     model.ep_info_buffer = deque(({"r": r, "l": int(steps), "t": 0.0} for r, steps in rows), maxlen=size)
     model.ep_success_buffer = deque(map(bool, recent["successes"]), maxlen=size)
@@ -208,6 +211,11 @@ def require_fitting_weights(weights: Mapping[str, torch.Tensor], module: torch.n
         if name not in expected:
             raise DamagedError(f"tensor '{name[:100]}' belongs to nothing in the run")
         _require_tensor(value, expected[name], name)
+    shared: dict[tuple[int, torch.Size], str] = {}
+    for name, value in expected.items():  # a module that stands under several names has the same weights under all
+        first = shared.setdefault((value.data_ptr(), value.shape), name)
+        if value.numel() and not torch.equal(weights[name], weights[first]):
+            raise DamagedError(f"tensors '{name}' and '{first}' differ, which are one in the run")
 
 
 def _require_tensor(value: torch.Tensor, expected: torch.Tensor, name: str) -> None:
@@ -231,9 +239,8 @@ def _require_fitting(state: Mapping[str, Any], optimizer: torch.optim.Optimizer,
             said = found.get(key) if isinstance(found, dict) else None
             if key == "lr":
                 fits = type(said) is float and 0 <= said < math.inf
-            else:  # JSON knows no tuples
-                fits = type(said) is type(value) or isinstance(value, tuple)
-                fits = fits and said == (list(value) if isinstance(value, tuple) else value)
+            else:  # as text: JSON knows no tuples, and to Python 1 is 1.0 and True
+                fits = json.dumps(said) == json.dumps(value)
             if not fits or found.keys() != expected.keys():
                 raise DamagedError(f"optimiser '{name}', group {index}: '{key}' is {said}, the run's is {value}")
             found[key] = tuple(said) if isinstance(value, tuple) else said
