@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 
 from envs.errors import UserError, unknown
+from kp3d_rl.storage.files import write_whole
 
 Config = TypeVar("Config")
 _NUMBERS = {int: "a whole number", float: "a number"}
@@ -41,6 +42,19 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
         print("interrupted", file=sys.stderr)
         code = getattr(interrupt, "exit_code", 130)
     sys.exit(code)
+
+
+def write_result(path: Path, data: bytes) -> None:
+    """Write what a program found; what stood there is replaced when the new file is complete, never by half of it.
+
+    :param path: where to; the folder must exist.
+    :param data: what.
+    :raises UserError: where it cannot be written, as where a folder stands there.
+    """
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def parse(config_class: type[Config], argv: Sequence[str]) -> Config:

@@ -16,11 +16,10 @@ from tqdm import tqdm
 from experiments.ablations import Environments, conditions
 from experiments.algorithms import load_policy
 from experiments.building import make_env, use_threads
-from experiments.cli import parse, run_main
+from experiments.cli import parse, run_main, write_result
 from experiments.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, table
 from experiments.provenance import origin
 from experiments.runs import Run
-from kp3d_rl.storage.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def write(run: Run, config: EvaluateConfig, step: int, results: dict[str, Evalua
     record = {"env": run.config.env, "checkpoint": step, "seed": config.seed, "device": config.device} | origin()
     record["results"] = {name: result.to_dict() for name, result in results.items()}
     path = run.path / "eval.json"
-    write_whole(path, json.dumps(record, indent=1).encode())
+    write_result(path, json.dumps(record, indent=1).encode())
     print(f"\nwritten to {path}")
 
 

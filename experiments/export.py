@@ -31,10 +31,9 @@ from agents.scene import Scene
 from envs.errors import UserError
 from experiments.algorithms import load_policy
 from experiments.building import make_env, use_threads
-from experiments.cli import parse, run_main
+from experiments.cli import parse, run_main, write_result
 from experiments.evaluation import EVALUATION_SEED, Observation, stack
 from experiments.runs import Checkpoint, Run
-from kp3d_rl.storage.files import write_whole
 
 if TYPE_CHECKING:
     import onnx
@@ -71,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         policy = load_policy(run, env, checkpoint, "cpu")
         observations = play(env, policy, COMPARED)
         model = to_onnx(policy, observations, about(run, checkpoint, env))
-    write(path, model.SerializeToString())
+    write_result(path, model.SerializeToString())
     print(f"{run.path}, checkpoint {checkpoint.step}: {path}, {path.stat().st_size / 1e6:.2f} MB")
     print(*signature(model), sep="\n")
     found = difference(path, policy, observations)
@@ -304,19 +303,6 @@ def example(path: Path, policy: BasePolicy) -> list[str]:
         "found = dict(zip(names, session.run(names, observation)))",
         'print(found["actions"])',
     ]
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file; what stood there is replaced when the new one is complete, and never by half of it.
-
-    :param path: where to; the folder must exist.
-    :param data: what.
-    :raises UserError: where it cannot be written.
-    """
-    try:
-        write_whole(path, data)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def require_onnx() -> None:

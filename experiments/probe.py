@@ -24,7 +24,7 @@ from agents.scene import Scene
 from envs.errors import UserError, unknown
 from experiments.algorithms import load_policy
 from experiments.building import choose_device, make_env, require_same_scene, use_threads
-from experiments.cli import parse, run_main
+from experiments.cli import parse, run_main, write_result
 from experiments.config import PretrainConfig, RunConfig
 from experiments.episodes import Act, Episodes, act_by, behaviour, collect, visible_bodies
 from experiments.probe_picture import look, probe_picture
@@ -34,7 +34,6 @@ from experiments.representation import Baselines, Sitting, find, make_extractor,
 from experiments.runs import Run
 from kp3d_rl.keypoint3d import Keypoint3D
 from kp3d_rl.metrics import split_episodes
-from kp3d_rl.storage.files import write_whole
 
 PROBE_SEED = 30_000_000
 """First seed of the probe's episodes; training and evaluations stay below (see evaluation.py)."""
@@ -323,7 +322,7 @@ def write(run: Run, config: ProbeConfig, argv: Sequence[str], step: int, finding
             body: [int(k) for k in findings.sitting.on(body, config.radius)] for body in findings.bodies
         }
     path = run.path / "probe.json"
-    write_whole(path, json.dumps(record, indent=1).encode())
+    write_result(path, json.dumps(record, indent=1).encode())
 
 
 if __name__ == "__main__":

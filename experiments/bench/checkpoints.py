@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 class _Clock(BaseCallback):
-    """When each rollout began, and at which step."""
+    """When each rollout began, and the training ended, and at which step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,6 +39,9 @@ class _Clock(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
 
     def seconds_per_step(self) -> float:
         """Of the second half, the first pays for what is made once."""

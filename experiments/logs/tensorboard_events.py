@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from envs.errors import UserError
 from experiments.logs.metrics import _sync
 from experiments.logs.values import Excluded
+from kp3d_rl.storage.files import printable
 from kp3d_rl.storage.trees import Tree
 
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.[^/\\\x00]+")
@@ -35,18 +37,27 @@ class EventFiles(TensorBoardOutputFormat):
             raise UserError(f"{folder} is a link: files in it might be another run's")
         self.folder = folder
         self.step: int | None = None if state is None else state["step"]
-        for path in self._paths():
-            size = 0 if state is None else state["files"].get(path.name)
-            if state is None or size is None:
-                path.unlink()
-            elif path.stat().st_size > size:
-                os.truncate(path, size)
+        self._cut({} if state is None else state["files"])
         super().__init__(str(folder))
         if state is not None:
             # A TensorBoard that is open has read what was cut off; this has it forget all from this step on.
             after = 0 if self.step is None else self.step + 1
             self.writer.file_writer.add_event(Event(step=after, session_log=SessionLog(status=SessionLog.START)))
             self.writer.flush()
+
+    def _cut(self, sizes: Mapping[str, int]) -> None:
+        """Drop what was written after the checkpoint. Events are a copy of numbers: a lack of them stops nobody."""
+        found = {path.name: path for path in self._paths()}
+        for name, path in found.items():
+            if name not in sizes:
+                path.unlink()
+            elif path.stat().st_size > sizes[name]:
+                os.truncate(path, sizes[name])
+        short = [name for name, size in sizes.items() if name not in found or found[name].stat().st_size < size]
+        if short:
+            path = printable(self.folder / short[0])
+            more = f" (and {len(short) - 1} more)" if len(short) > 1 else ""
+            print(f"note: {path}{more} lacks events that were in it: TensorBoard has a gap", file=sys.stderr)
 
     def write(self, key_values: dict[str, Any], key_excluded: Excluded, step: int = 0) -> None:
         """Write what TensorBoard can show."""

@@ -35,6 +35,7 @@ from kp3d_rl.storage.files import (
     read_sums,
     read_whole,
     remove,
+    remove_folder,
     sums_text,
     sync_folder,
     tensors_to_bytes,
@@ -126,8 +127,14 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         self._give_name(partial, folder)
-        write_whole(self.folder / LATEST, f"{folder.name}\n".encode())
+        self._set_latest(step)
         return folder
+
+    def _set_latest(self, step: int) -> None:
+        """The last step. A folder of that name, which only damage puts there, must not stop a training."""
+        path = self.folder / LATEST
+        remove_folder(path)
+        write_whole(path, f"{self.path(step).name}\n".encode())
 
     def _fill(
         self,
@@ -186,7 +193,7 @@ class Checkpoints:
         :param step: of the checkpoint.
         """
         if self.latest() != step:
-            write_whole(self.folder / LATEST, f"{self.path(step).name}\n".encode())
+            self._set_latest(step)
         for later in self.steps():
             if later > step:
                 shutil.rmtree(self.path(later))

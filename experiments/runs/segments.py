@@ -22,6 +22,7 @@ from kp3d_rl.storage.files import (
     parse_tensors,
     read_checked,
     remove,
+    remove_folder,
     tensors_to_bytes,
     write_whole,
 )
@@ -128,8 +129,9 @@ class SegmentStore:
     def _write(self, stream: Stream, first: int, end: int) -> Segment:
         make_folder(self.folder)
         data = tensors_to_bytes(stream.read(first, end))
-        name = Segment(stream.name, first, end - first, "").name
-        return Segment(stream.name, first, end - first, write_whole(self.folder / name, data))
+        path = self.folder / Segment(stream.name, first, end - first, "").name
+        remove_folder(path)  # only damage puts one there; it must not stop a training
+        return Segment(stream.name, first, end - first, write_whole(path, data))
 
     def _read(self, segment: Segment, stream: Stream) -> dict[str, torch.Tensor]:
         path = self.folder / segment.name
@@ -139,6 +141,9 @@ class SegmentStore:
         kinds = {key: stream.kind(key) for key in expected}
         if found != expected or {key: values.dtype for key, values in items.items()} != kinds:
             raise DamagedError(f"{path} does not fit: it holds {str(found)[:200]}, expected {str(expected)[:200]}")
+        for key, values in items.items():
+            if values.is_floating_point() and not torch.isfinite(values).all():  # no training stores such ones
+                raise DamagedError(f"{path}: '{key}' is not finite")
         return items
 
 

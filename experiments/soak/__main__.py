@@ -35,6 +35,7 @@ class SoakConfig:
     :param files: how many are damaged.
     :param minutes: for which a training is watched.
     :param warmup: minutes of it that do not count.
+    :param warmup_steps: environment steps of it that do not count, however long they take.
     :param seed: of the moments of kills and of the damage.
     :param docs: folder to write to.
     """
@@ -44,6 +45,7 @@ class SoakConfig:
     files: int = 10_000
     minutes: float = 60.0
     warmup: float = 10.0
+    warmup_steps: int = 20_000
     seed: int = 0
     docs: Path = Path("docs")
 
@@ -85,7 +87,7 @@ def damaged(config: SoakConfig) -> Rows:
 SECTIONS: dict[str, Callable[[SoakConfig], Rows]] = {
     "kills": kills,
     "damage": damaged,
-    "endurance": lambda config: endurance(config.minutes, config.warmup),
+    "endurance": lambda config: endurance(config.minutes, config.warmup, config.warmup_steps),
 }
 """What is tried, in this order."""
 

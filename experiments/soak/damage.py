@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ from experiments.soak.watch import Hangs, limit_memory, quiet, time_limit, watch
 
 Result = TypeVar("Result")
 
-TRAININGS = ("ppo", "sac")
+TRAININGS = ("ppo", "sac", "tqc", "ppo on pixels")
 """What is damaged, of :data:`~experiments.soak.kills.TRAININGS`."""
 PATIENCE = 120.0
 """Seconds after which a load, or what follows it, counts as hanging."""
@@ -51,7 +52,7 @@ MEMORY = 4 << 30
 """Bytes that a process may have beyond what it has when it is ready."""
 FILES = 400
 """Files that a process damages: what libraries keep of each load must not be taken for what a file asked for."""
-KINDS, MEANT, PROGRAM, GO_ON = 0.1, 0.5, 0.01, 0.1
+KINDS, MEANT, PROGRAM, GO_ON = 0.1, 0.5, 0.01, 0.5
 """Shares: of things that become something else, of changes of what a file says, of folders for another program, of
 accepted loads that are trained on."""
 
@@ -117,10 +118,10 @@ class Harm:
 
 
 def damage(folder: Path, files: int, seed: int, plant: Callable[[], None] | None = None) -> Report:
-    """Damage runs of PPO and SAC, one place at a time, and load them.
+    """Damage runs of several kinds, one place at a time, and load them.
 
     :param folder: to work in.
-    :param files: how many are damaged, over both.
+    :param files: how many are damaged, over all of them.
     :param seed: of the damage; what is done to a file depends on this and on its number alone.
     :param plant: called in every process before it begins, to plant faults that must be found.
     """
@@ -228,6 +229,7 @@ def _work(
     with open(words, "w") as said:
         os.dup2(said.fileno(), 2)
     faulthandler.enable()
+    warnings.simplefilter("ignore")  # which would stand behind what the process dies of
     use_threads(1)
     with quiet():
         patient = Patient(folder, algorithm)

@@ -24,15 +24,20 @@ ENDLESS = 100_000_000
 """Environment steps of a training that does not end by itself."""
 
 
-def endurance(minutes: float, warmup: float, arguments: Sequence[str] = (), seconds: float = 10.0) -> list[Row]:
+def endurance(
+    minutes: float, warmup: float, warmup_steps: int, arguments: Sequence[str] = (), seconds: float = 10.0
+) -> list[Row]:
     """Watch a training with everything switched on that is by default: evaluations, pictures, checkpoints, W&B offline.
 
     :param minutes: of the run.
-    :param warmup: minutes at its beginning that do not count: buffers are being filled.
+    :param warmup: minutes at its beginning that do not count.
+    :param warmup_steps: that have to be in a checkpoint before anything counts: until then buffers are being filled,
+        however long the machine takes.
     :param arguments: of ``experiments.train``, beside its length.
     :param seconds: between two samples.
     :return: for each resource how it began, ended and grew: medians of the first and the last sixth of what counts;
         then eight marks over time.
+    :raises RuntimeError: where the training ends by itself or does not come to the end of its warm-up.
     """
     show = Progress("endurance", "seconds", 60.0)
     with tempfile.TemporaryDirectory() as folder:
@@ -45,29 +50,42 @@ def endurance(minutes: float, warmup: float, arguments: Sequence[str] = (), seco
                 time.sleep(seconds)
                 if process.poll() is not None:
                     raise RuntimeError(f"the training ended by itself with exit code {process.returncode}")
-                samples.append({"minute": elapsed / 60} | sample(process.pid))
+                progress = {"minute": elapsed / 60, "steps": _steps_done(Path(folder))}
+                samples.append(progress | sample(process.pid))
                 show(round(elapsed), round(60 * minutes))
         finally:
             for pid in descendants(process.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
-        steps = _steps_done(Path(folder))
-    return [*growth([s for s in samples if s["minute"] >= warmup], steps, minutes, warmup), *_marks(samples)]
+    return [*growth(warm(samples, warmup, warmup_steps), minutes), *_marks(samples)]
 
 
-def growth(samples: Sequence[Row], steps: int, minutes: float, warmup: float) -> list[Row]:
+def warm(samples: Sequence[Row], warmup: float, warmup_steps: int) -> list[Row]:
+    """Those samples that count.
+
+    :param samples: from the beginning on.
+    :param warmup, warmup_steps: see :func:`endurance`.
+    :raises RuntimeError: where none does.
+    """
+    found = [s for s in samples if s["minute"] >= warmup and s["steps"] >= warmup_steps]
+    if not found:
+        raise RuntimeError(f"{samples[-1]['steps']} steps in {samples[-1]['minute']:.0f} minutes: still warming up")
+    return found
+
+
+def growth(samples: Sequence[Row], minutes: float) -> list[Row]:
     """How much each resource grew.
 
     :param samples: after the warm-up.
-    :param steps, minutes, warmup: of the run, for the record.
+    :param minutes: of the run, for the record.
     """
     part = max(1, len(samples) // 6)
     rows = []
     for name in RESOURCES:
         first, last = (statistics.median(s[name] for s in some) for some in (samples[:part], samples[-part:]))
         grown = last / first - 1.0 if first else float(last > 0)
-        about = {"minutes": minutes, "warmup": warmup, "steps": steps}
+        about = {"minutes": minutes, "warmup": samples[0]["minute"], "steps": samples[-1]["steps"]}
         rows.append({"what": name, "first": first, "last": last, "growth": grown} | about)
     return rows
 

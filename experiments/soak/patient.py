@@ -68,10 +68,11 @@ class Patient:
 
     def __init__(self, folder: Path, algorithm: str) -> None:
         folder = folder.resolve()
-        options = ["--run", f"{algorithm}-damaged", *TRAININGS[algorithm], "--log.checkpoints-kept", "2"]
+        name, alone = algorithm.replace(" ", "-"), ["--render.workers", "1"]  # others' messages are pickled: their own
+        options = ["--run", f"{name}-damaged", *TRAININGS[algorithm], "--log.checkpoints-kept", "2", *alone]
         self.config = parse(TrainConfig, options)
-        self.path, self.outside = folder / self.config.run, folder / f"{algorithm}-outside"
-        saved = folder / f"{algorithm}-whole"
+        self.path, self.outside = folder / self.config.run, folder / f"{name}-outside"
+        saved = folder / f"{name}-whole"
         if not saved.is_dir():
             self._train(saved.with_suffix(".partial"))
             saved.with_suffix(".partial").rename(saved)
@@ -80,7 +81,7 @@ class Patient:
         self.whole = {path.relative_to(saved): path.read_bytes() for path in saved.rglob("*") if path.is_file()}
         self.folders = {path.relative_to(saved) for path in saved.rglob("*") if path.is_dir()}
         self.newest = int(self.whole[Path("checkpoints/latest")])
-        rollout = self.config.ppo.steps if algorithm == "ppo" else 3
+        rollout = self.config.ppo.steps if self.config.algorithm == "ppo" else 3
         self.coming = self.newest + rollout * self.config.envs
         self.targets = [name for name in sorted(self.whole) if name.parts[0] not in _UNREAD]
         self.env, self.model, self.scene, self.built_for = None, None, None, None

@@ -59,6 +59,7 @@ def write_whole(path: Path, data: bytes) -> str:
     :param path: its folder must exist; a file, or a link, that stands there is replaced.
     :param data: its content.
     :return: its SHA-256 as hexadecimal digits.
+    :raises OSError: where the disk is full, say, or where a folder stands there, which is nobody's to delete.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -68,8 +69,6 @@ def write_whole(path: Path, data: bytes) -> str:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if path.is_dir() and not path.is_symlink():
-            remove(path)
         os.replace(partial, path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -81,10 +80,14 @@ def write_whole(path: Path, data: bytes) -> str:
 
 def remove(path: Path) -> None:
     """Delete a file, a link or a whole folder, if it is there."""
+    remove_folder(path)
+    path.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a whole folder, if one stands there; a link to one is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Literal
 import pytest
 
 from envs.errors import UserError
-from experiments.cli import options, parse, run_main
+from experiments.cli import options, parse, run_main, write_result
 from experiments.config import TrainConfig
 
 
@@ -105,3 +106,26 @@ def test_every_option_has_its_documentation() -> None:
                 check(type(made))
 
     check(TrainConfig)
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "result.json"
+    write_result(path, b"old")
+
+    def full(*paths: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="cannot write .*result.json: No space left on device"):
+        write_result(path, b"new one")
+    assert path.read_bytes() == b"old" and [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_result_does_not_replace_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("three years of work")
+    with pytest.raises(UserError, match="cannot write .*home: Is a directory"):
+        write_result(folder, b"{}")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["home"]
+    assert (folder / "thesis.tex").read_text() == "three years of work"

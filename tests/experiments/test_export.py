@@ -25,6 +25,7 @@ from envs.tasks.reach import ReachEnv
 from experiments import export
 from experiments.algorithms import load_policy, policy_arguments, policy_class
 from experiments.building import make_env
+from experiments.cli import write_result
 from experiments.config import EncoderConfig, PPOConfig, SACConfig, TrainConfig
 from experiments.evaluation import stack
 from experiments.runs import Run
@@ -280,7 +281,7 @@ def test_the_comparison_notices_another_policy(seen, tmp_path: Path) -> None:
     config = configured("sac", {"kind": "state"})
     policy, observations = perturbed(config, seen)
     path = tmp_path / "policy.onnx"
-    export.write(path, export.to_onnx(policy, observations).SerializeToString())
+    write_result(path, export.to_onnx(policy, observations).SerializeToString())
     assert export.difference(path, policy, observations) < 1e-5
     with torch.no_grad():
         policy.actor.mu.bias += 0.1
@@ -309,16 +310,3 @@ def test_refusals(state_run: Path, tiny_pretrained: Path, tmp_path: Path, monkey
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(UserError, match="export needs onnx: pip install -c constraints.txt"):
         export.main(["--run", str(state_run)])
-
-
-def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "policy.onnx"
-    export.write(path, b"old")
-
-    def full(*paths: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match="cannot write .*policy.onnx: No space left on device"):
-        export.write(path, b"new one")
-    assert path.read_bytes() == b"old" and [entry.name for entry in tmp_path.iterdir()] == ["policy.onnx"]

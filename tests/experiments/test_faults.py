@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.buffers import FrameBuffer
+from agents.buffers import FrameBuffer, Stream
 from envs.errors import UserError
 from experiments import pretrain, resume
 from experiments.runs import Checkpoints, Run
@@ -56,6 +56,16 @@ def require_whole(folder: Path) -> int:
     checkpoints.store.fill(streams, found.segments)
     assert (ring.last(4)["images"] == found.step).all()
     return found.step
+
+
+def test_frames_that_no_training_stores_are_refused(tmp_path: Path) -> None:
+    store, ring = Checkpoints(tmp_path).store, np.zeros((6, 3), np.float32)
+    honest, hostile = (Stream("replay-0", count, {"state": ring}) for count in (2, 4))
+    store.fill([honest], store.append([honest]))
+    ring[3, 1] = np.nan
+    segments = store.append([hostile])
+    with pytest.raises(files.DamagedError, match="'state' is not finite"):
+        store.fill([hostile], segments)
 
 
 def test_a_crash_in_any_place_leaves_the_old_checkpoint_or_the_new(

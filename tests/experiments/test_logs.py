@@ -460,7 +460,9 @@ def test_a_folder_or_a_link_is_no_metrics_file(tmp_path: Path) -> None:
 # -- TensorBoard -------------------------------------------------------------------------------------------------------
 
 
-def test_events_after_the_checkpoint_are_cut_and_an_open_tensorboard_forgets_them(tmp_path: Path) -> None:
+def test_events_after_the_checkpoint_are_cut_and_an_open_tensorboard_forgets_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     run = a_run(tmp_path)
     with metrics_logger(run, OFF) as logger:
         for number in range(1, 6):
@@ -475,13 +477,14 @@ def test_events_after_the_checkpoint_are_cut_and_an_open_tensorboard_forgets_the
         assert first.stat().st_size == size and second.name not in state["tensorboard"]["files"]
         assert [step for step, _ in shown(watching)["rollout/return"]] == [10, 20]
         log_rollout(logger, 3)
+        assert capsys.readouterr().err == ""
         assert [step for step, _ in shown(watching)["rollout/return"]] == [10, 20, 30]
         assert sorted(logger.state()["tensorboard"]["files"]) == [first.name, second.name]
     starts = [event.step for event in raw_events(run) if event.session_log.status == SessionLog.START]
     assert starts == [21]
 
 
-def test_only_event_files_of_the_folder_are_touched(tmp_path: Path) -> None:
+def test_only_event_files_of_the_folder_are_touched(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder, outside = tmp_path / "tensorboard", tmp_path / "events.out.tfevents.9.outside"
     (folder / "events.out.tfevents.5.folder").mkdir(parents=True)
     outside.write_text("outside")
@@ -497,6 +500,8 @@ def test_only_event_files_of_the_folder_are_touched(tmp_path: Path) -> None:
     sizes = dict.fromkeys(list(files)[:2], 3) | {"events.out.tfevents.4.link": 2, "events.out.tfevents.6.gone": 3}
     events = EventFiles(folder, {"files": sizes, "step": 7})
     events.close()
+    said = capsys.readouterr().err
+    assert "events.out.tfevents.2.short (and 2 more) lacks events" in said and said.count("\n") == 1
     assert {name: (folder / name).read_text() for name in kept} == kept and outside.read_text() == "outside"
     assert (folder / "events.out.tfevents.1.long").read_text() == "abc"
     assert (folder / "events.out.tfevents.2.short").read_text() == "a"

@@ -25,7 +25,7 @@ from experiments.runs import Run
 from experiments.soak import damage as soak_damage
 from experiments.soak.__main__ import SECTIONS, SoakConfig, has_failed, main
 from experiments.soak.damage import Report, damage
-from experiments.soak.endurance import RESOURCES, descendants, growth, sample
+from experiments.soak.endurance import RESOURCES, descendants, growth, sample, warm
 from experiments.soak.judge import wrong
 from experiments.soak.kills import differences
 from experiments.soak.kinds import change_kind
@@ -35,15 +35,11 @@ from experiments.soak.watch import quiet
 from tests.experiments.conftest import run_in
 
 
-def go_on_often() -> None:
-    soak_damage.GO_ON = 0.6
-
-
 def test_damaged_runs_are_refused_in_one_line_or_loaded_as_they_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    report = damage(tmp_path / "runs", 200, seed=1, plant=go_on_often)
+    report = damage(tmp_path / "runs", 200, seed=1)
     assert report.failures == [] and sum(report.counts.values()) == 200
     assert report.counts["refused"] > 80 and report.counts["as the file says"] > 30
     assert report.after["trained on"] > 0
@@ -248,12 +244,20 @@ def test_differences_between_runs_are_found(tiny_run: Path, tmp_path: Path) -> N
 
 
 def test_growth_is_told_from_noise() -> None:
-    steady = [dict.fromkeys(RESOURCES, 100.0 + (i % 3) * 0.2) for i in range(60)]
+    steady = [dict.fromkeys(RESOURCES, 100.0 + (i % 3) * 0.2) | {"minute": 10.0 + i, "steps": 5} for i in range(60)]
     leaking = [row | {"open_files": 20 + i} for i, row in enumerate(steady)]
-    assert not any(has_failed(row) for row in growth(steady, 5, 60.0, 10.0))
-    found = {row["what"]: row for row in growth(leaking, 5, 60.0, 10.0)}
+    assert not any(has_failed(row) for row in growth(steady, 60.0))
+    found = {row["what"]: row for row in growth(leaking, 60.0)}
     assert has_failed(found["open_files"]) and not has_failed(found["threads"])
     assert found["open_files"]["first"] == 24.5 and found["open_files"]["last"] == 74.5
+    assert found["threads"]["warmup"] == 10.0 and found["threads"]["steps"] == 5
+
+
+def test_a_warm_up_takes_time_and_steps() -> None:
+    samples = [{"minute": float(i), "steps": 100 * i} for i in range(10)]
+    assert warm(samples, 3.0, 0) == samples[3:] and warm(samples, 3.0, 550) == samples[6:]
+    with pytest.raises(RuntimeError, match="900 steps in 9 minutes: still warming up"):
+        warm(samples, 3.0, 1000)
 
 
 def test_what_a_process_and_its_children_hold_is_counted() -> None:

@@ -79,7 +79,8 @@ def test_wandb_is_offline_by_default_and_off_changes_nothing_else(workplace: Pat
     run_in(workplace, train.main, ["--run", "wandb", *options])
     run = workplace / "runs" / "reach-multiview" / "wandb"
     assert list((run / "wandb").glob("wandb/offline-run-*/*.wandb")) or list(run.glob("wandb/offline-run-*/*.wandb"))
-    assert {p.name for p in run.iterdir()} - {"wandb"} == {p.name for p in tiny_run.iterdir()} - {"eval.json", "videos"}
+    by_other_programs = {"eval.json", "probe.json", "videos", "policy.onnx"}
+    assert {p.name for p in run.iterdir()} - {"wandb"} == {p.name for p in tiny_run.iterdir()} - by_other_programs
     first, second = Run.open(str(run)).load().policy, Run.open(str(tiny_run)).load().policy
     assert all((first[name] == second[name]).all() for name in first)
 
