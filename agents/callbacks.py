@@ -14,7 +14,7 @@ from torch import nn
 from agents.buffers import Stream
 from agents.clipping import ClipConfig, install_clippers
 from agents.extractors import KeypointExtractor
-from agents.seam import NonFiniteError
+from agents.finite import refuse_nonfinite
 from agents.unsupervised import UnsupervisedTrainer
 from envs.errors import UserError
 from envs.snapshots import save_random, set_random
@@ -345,12 +345,3 @@ _AUXILIARY = {
     "measure_next": False, "record": _lists, "gradient_norms": _numbers, "frames": require_size,
     "fresh": require_size, "generator": anything,
 }  # fmt: skip
-
-
-def refuse_nonfinite(group: str) -> None:
-    """Stop training before the optimiser spreads a NaN into the weights.
-
-    :param group: of parameters, for the message.
-    :raises NonFiniteError: always.
-    """
-    raise NonFiniteError(f"the gradient of the {group} is NaN or Inf")

@@ -17,13 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from envs.errors import UserError
+from agents.finite import NonFiniteError
 
 Terms = Mapping[str, Tensor]
-
-
-class NonFiniteError(UserError):
-    """NaN or Inf where training needs a number; the message names what and, where known, which environment."""
 
 
 class _CarryGradient(torch.autograd.Function):

@@ -88,6 +88,10 @@ def load_training_state(model: BaseAlgorithm, state: Mapping[str, Tree]) -> tupl
     state = dict(state)
     environments = state.pop("environments", None)
     require_like(state, _pattern(model), "state")
+    numbers = {f"observation.{key}": values for key, values in state["observation"].items()}
+    for name, values in (numbers | {"entropy": state["entropy"]}).items():
+        if values is not None and not np.isfinite(values).all():  # training would have stopped before that
+            raise DamagedError(f"'state.{name}' holds NaN or Inf")
     observation, restarted = load_env_state(model.get_env(), environments)
     saved, same = state["observation"], True
     for key, values in observation.items():
@@ -292,6 +296,8 @@ def load_random_state(model: BaseAlgorithm, state: Mapping[str, Tree]) -> None:
     }
     require_like(state, pattern, "random")
     python, numpy_state = state["python"], state["numpy"]
+    if python["version"] != random.getstate()[0]:
+        raise DamagedError(f"'random.python' is a state of version {python['version']}")
     if numpy_state["position"] > 624 or numpy_state["has_gauss"] > 1:  # NumPy would read beyond its array
         raise DamagedError("'random.numpy' is no state of NumPy's generator")
     try:

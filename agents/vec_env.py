@@ -7,12 +7,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from agents.seam import NonFiniteError
+from agents.finite import require_finite
 from agents.worker_env import WorkerVecEnv
 
 
@@ -80,24 +79,6 @@ class CheckFinite(VecEnvWrapper):
         """Step; episodes that ended have started anew."""
         observations, rewards, dones, infos = self.venv.step_wait()
         return require_finite("observation", observations), require_finite("reward", rewards), dones, infos
-
-
-def require_finite(what: str, values: np.ndarray | dict[str, np.ndarray]) -> Any:
-    """Refuse NaN and Inf.
-
-    :param what: "action", "observation" or "reward", for the message.
-    :param values: (N, ...) one row per environment, or a dict of such arrays.
-    :return: the values.
-    :raises NonFiniteError: naming entry and environment.
-    """
-    for name, array in values.items() if isinstance(values, dict) else [(None, values)]:
-        if isinstance(array, torch.Tensor):  # views on a device, which are bytes
-            continue
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
-            label = what if name is None else f"{what} '{name}'"
-            raise NonFiniteError(f"the {label} of environment {', '.join(map(str, bad))} is NaN or Inf")
-    return values
 
 
 def make_vec_env(constructors: Sequence[Callable[[], gym.Env]], seed: int | None = None, workers: int = 1) -> VecEnv:

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.vec_env import require_finite
+from agents.finite import require_finite
 from experiments.evaluation import Observation, Predict, stack
 
 HELD_STEPS = 8

@@ -12,7 +12,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.buffers import to_tensors
-from agents.vec_env import require_finite
+from agents.finite import require_finite
 from experiments.building import make_env, workers
 from experiments.config import TrainConfig
 from experiments.evaluation import stack

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from stable_baselines3.common.policies import BasePolicy
 from tqdm import tqdm
 
+from agents.finite import refuse_nonfinite_outputs
 from experiments.ablations import Environments, conditions
 from experiments.algorithms import load_policy
 from experiments.building import make_env, use_threads
@@ -52,6 +53,7 @@ class EvaluateConfig:
         evaluation_seeds(self.seed, self.episodes)  # refuses what is out of bounds
 
 
+@refuse_nonfinite_outputs()
 def main(argv: Sequence[str]) -> None:
     """Load, evaluate, print, write."""
     config = parse(EvaluateConfig, argv)

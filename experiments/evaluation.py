@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents.vec_env import require_finite
+from agents.finite import require_finite
 from kp3d_rl.metrics import bootstrap_mean_interval, wilson_interval
 
 EVALUATION_SEED = 10_000_000

@@ -26,6 +26,7 @@ from stable_baselines3.common.policies import BaseModel, BasePolicy
 from torch import Tensor, nn
 
 from agents.extractors import KeypointExtractor, with_proprio
+from agents.finite import refuse_nonfinite_outputs
 from agents.policies import KeypointParts
 from agents.scene import Scene
 from envs.errors import UserError
@@ -58,6 +59,7 @@ class ExportConfig:
     output: Path | None = None
 
 
+@refuse_nonfinite_outputs()
 def main(argv: Sequence[str]) -> None:
     """Load, translate, check, write, compare, say how it is used."""
     config = parse(ExportConfig, argv)

@@ -20,11 +20,10 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.buffers import Frames, to_tensors
-from agents.callbacks import refuse_nonfinite
 from agents.clipping import ClipConfig, GroupClipper, install_clippers
+from agents.finite import NonFiniteError, refuse_nonfinite
 from agents.policies import KeypointPolicy
 from agents.scene import Scene
-from agents.seam import NonFiniteError
 from agents.unsupervised import UnsupervisedTrainer
 from envs.errors import UserError
 from experiments.building import SEEDS_PER_RUN, choose_device, side_by_side, use_threads

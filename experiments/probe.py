@@ -20,6 +20,7 @@ import imageio.v3 as iio
 import numpy as np
 
 import kp3d_rl
+from agents.finite import refuse_nonfinite_outputs
 from agents.scene import Scene
 from envs.errors import UserError, unknown
 from experiments.algorithms import load_policy
@@ -119,6 +120,7 @@ class Findings:
         return np.where(still, np.nan, self.errors[than] / np.maximum(self.errors["keypoints"], STILL))
 
 
+@refuse_nonfinite_outputs()
 def main(argv: Sequence[str]) -> None:
     """Load, play, measure, print, write."""
     config = parse(ProbeConfig, argv)

@@ -17,8 +17,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.callbacks import AuxiliaryCallback, ClippingCallback
+from agents.finite import NonFiniteError, refuse_nonfinite_outputs
 from agents.scene import Scene
-from agents.seam import NonFiniteError
 from envs.errors import UserError
 from experiments.algorithms import build_model, describe_replay
 from experiments.building import make_env, make_training_env, use_threads
@@ -99,8 +99,9 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest, checkpoint: Checkpo
     try:
         with contextlib.closing(evaluator), metrics_logger(run, run.config.log, state) as logger:
             model.set_logger(logger)
-            learn(run, model, evaluator, stop, checkpoint)
-            finish(run, model, evaluator, logger)
+            with refuse_nonfinite_outputs():
+                learn(run, model, evaluator, stop, checkpoint)
+                finish(run, model, evaluator, logger)
     except Stopped:
         print(f"stopped: {run.path}\nnext: make train RESUME={run.path}")
         return stop.exit_code

@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw
 from stable_baselines3.common.policies import BasePolicy
 from tqdm import tqdm
 
+from agents.finite import refuse_nonfinite_outputs
 from agents.policies import KeypointParts
 from envs.errors import UserError
 from experiments.algorithms import load_policy
@@ -101,6 +102,7 @@ class Moment:
     success: bool
 
 
+@refuse_nonfinite_outputs()
 def main(argv: Sequence[str]) -> None:
     """Load, play, draw, encode."""
     config = parse(VideoConfig, argv)

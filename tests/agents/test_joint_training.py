@@ -16,9 +16,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.callbacks import AuxiliaryCallback, AuxiliaryConfig, ClippingCallback
 from agents.clipping import ClipConfig
+from agents.finite import NonFiniteError
 from agents.policies import KeypointPolicy, PixelPolicy
 from agents.scene import Scene
-from agents.seam import NonFiniteError
 from agents.unsupervised import UnsupervisedTrainer
 from envs.errors import UserError
 from kp3d_rl.keypoint3d import Keypoint3DConfig

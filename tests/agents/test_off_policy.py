@@ -23,11 +23,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from agents.callbacks import AuxiliaryCallback, AuxiliaryConfig, ClippingCallback
 from agents.clipping import ClipConfig
 from agents.contrib import KeypointTQCPolicy, PixelTQCPolicy
+from agents.finite import NonFiniteError
 from agents.offpolicy import KeypointSACPolicy, OffPolicyKeypoints, PixelSACPolicy
 from agents.policies import KeypointPolicy, require_action_space
 from agents.replay import FrameReplayBuffer
 from agents.scene import Scene
-from agents.seam import NonFiniteError
 from agents.vec_env import make_vec_env
 from envs import registry
 from envs.errors import UserError

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from agents.seam import AuxiliaryLoss, NonFiniteError, carry_gradient, global_norm, scale_gradient
+from agents.finite import NonFiniteError
+from agents.seam import AuxiliaryLoss, carry_gradient, global_norm, scale_gradient
 
 
 @pytest.mark.parametrize("upstream", [1.0, -3.0, 0.0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from agents.seam import NonFiniteError
+from agents.finite import NonFiniteError
 from agents.vec_env import NormalizeReward, make_vec_env
 from tests.dotworld import DotEnv
 

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from agents.seam import NonFiniteError
+from agents.finite import NonFiniteError
 from envs.errors import UserError
 from experiments import evaluate as script
 from experiments.building import SEEDS_PER_RUN
