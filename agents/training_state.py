@@ -103,6 +103,8 @@ def load_training_state(model: BaseAlgorithm, state: Mapping[str, Tree]) -> tupl
     counters = state["counters"]
     if hasattr(model.policy, "auxiliary"):
         model.policy.auxiliary.calls = counters["auxiliary_calls"]
+    elif counters["auxiliary_calls"]:
+        raise DamagedError("'state.counters.auxiliary_calls' counts calls of a loss that the run has not")
     if _pool(model) is not None:
         _pool(model).deaths = counters["worker_deaths"]
     model.num_timesteps, model._n_updates = counters["num_timesteps"], counters["updates"]
@@ -307,6 +309,8 @@ def load_random_state(model: BaseAlgorithm, state: Mapping[str, Tree]) -> None:
         legacy = {"has_gauss": numpy_state["has_gauss"], "gauss": numpy_state["gauss"]}
         np.random.set_state({"bit_generator": "MT19937", "state": key} | legacy)
         torch.set_rng_state(torch.from_numpy(state["torch"]))
+        if not np.array_equal(torch.get_rng_state().numpy(), state["torch"]):  # which looks at a part of it alone
+            raise ValueError("'random.torch' is no state of torch's generator")
         if _uses_cuda(model) and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([torch.from_numpy(words) for words in state["cuda"]])
         set_random(model.action_space.np_random, state["actions"], "'random.actions'")

@@ -95,6 +95,10 @@ def _load_states(inner: VecEnv, entries: list[dict[str, Any]]) -> tuple[VecEnvOb
     """Observations, and by row why a new episode was begun."""
     if isinstance(inner, WorkerVecEnv):
         return inner.load_states(entries)
+    form = {key: np.empty(box.shape, box.dtype) for key, box in inner.observation_space.spaces.items()}
+    for row, entry in enumerate(entries):
+        if entry["lost"] is not None:
+            require_form(entry["lost"], form, f"environment {row}: 'lost'")
     if isinstance(inner, BatchVecEnv):
         observations, reasons = inner.load_states(entries)
     else:

@@ -173,9 +173,13 @@ def write_checkpoint(run: Run, model: BaseAlgorithm, state: dict[str, Tree], str
     run.checkpoints.prune(log.checkpoints_kept, log.checkpoints_kept_every)
 
 
-def disk_error(run: Run, step: int, error: OSError) -> UserError:
+def disk_error(run: Run, step: int, error: OSError, next_time: str | None = None) -> UserError:
     """What to say where the disk is full, or gone, or something in the run's folder is in the way.
 
+    :param run: whose files could not be written.
+    :param step: that had been reached.
+    :param error: the system's.
+    :param next_time: what to do when there is room again; by default to go on.
     :raises OSError: the error itself, if it is another.
     """
     in_the_way = isinstance(error.filename, str) and Path(error.filename).absolute().is_relative_to(run.path.absolute())
@@ -184,22 +188,24 @@ def disk_error(run: Run, step: int, error: OSError) -> UserError:
     where = f" of {error.filename}" if error.filename else ""
     return UserError(
         f"training stopped at step {step}: writing{where} failed: {error.strerror}; last good checkpoint: "
-        f"{run.last_good()}; when there is room again: make train RESUME={run.path}"
+        f"{run.last_good()}; when there is room again: {next_time or run.command('resume')}"
     )
 
 
-def save_finished(run: Run, model: BaseAlgorithm) -> None:
+def save_finished(run: Run, model: BaseAlgorithm, log: Tree) -> None:
     """The last checkpoint of a run that is finished: nothing goes on from it, so it needs no frames.
 
     :param run: whose segments are deleted.
     :param model: as trained.
+    :param log: state of its logs.
+    :raises OSError, UserError: where the disk is full.
     """
-    write_checkpoint(run, model, FINISHED, [])
+    write_checkpoint(run, model, FINISHED | {"log": log}, [])
     run.checkpoints.give_up_frames(FINISHED)
 
 
 FINISHED = {"finished": True}
-"""State of checkpoints that nothing goes on from."""
+"""State of checkpoints that nothing goes on from; the last one has that of the logs beside it."""
 _STATE = {
     "finished": False, "circumstances": require_mapping, "training": require_mapping, "parts": anything,
     "rollouts": require_size, "due": require_size, "log": require_mapping, "random": require_mapping,
@@ -241,4 +247,4 @@ def report_circumstances(run: Run, checkpoint: Checkpoint) -> None:
         return
     changes = [f"{name} {printable(then.get(name), 80)} -> {new}" for name, new in now.items() if then.get(name) != new]
     if changes:
-        print(f"note: the run goes on, but not bit for bit: {'; '.join(changes)}", file=sys.stderr)
+        print(f"note: the run goes on, but maybe not bit for bit: {'; '.join(changes)}", file=sys.stderr)

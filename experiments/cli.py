@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 
 from envs.errors import UserError, unknown
-from kp3d_rl.storage.files import write_whole
+from kp3d_rl.storage.files import printable, write_whole
 
 Config = TypeVar("Config")
 _NUMBERS = {int: "a whole number", float: "a number"}
@@ -44,13 +44,30 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     sys.exit(code)
 
 
+def require_place(path: Path) -> None:
+    """Refuse a place that no file can be written to, before there is anything to write.
+
+    :raises UserError: where the folder is missing, or something that is no file stands there.
+    """
+    try:
+        if not path.name or path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder")
+        if not path.parent.is_dir():
+            raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+        if path.exists() and not path.is_file():  # as root one would replace the device itself
+            raise UserError(f"cannot write {path}: it is not a regular file")
+    except OSError as error:
+        raise UserError(f"cannot write {printable(path, 200)}: {error.strerror}") from None
+
+
 def write_result(path: Path, data: bytes) -> None:
     """Write what a program found; what stood there is replaced when the new file is complete, never by half of it.
 
     :param path: where to; the folder must exist.
     :param data: what.
-    :raises UserError: where it cannot be written, as where a folder stands there.
+    :raises UserError: where it cannot be written, as where a folder or a device stands there.
     """
+    require_place(path)
     try:
         write_whole(path, data)
     except OSError as error:

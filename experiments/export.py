@@ -32,7 +32,7 @@ from agents.scene import Scene
 from envs.errors import UserError
 from experiments.algorithms import load_policy
 from experiments.building import make_env, use_threads
-from experiments.cli import parse, run_main, write_result
+from experiments.cli import parse, require_place, run_main, write_result
 from experiments.evaluation import EVALUATION_SEED, Observation, stack
 from experiments.runs import Checkpoint, Run
 
@@ -65,9 +65,10 @@ def main(argv: Sequence[str]) -> None:
     config = parse(ExportConfig, argv)
     require_onnx()
     run = Run.open(config.run, config.env)
+    path = config.output or run.path / "policy.onnx"
+    require_place(path)
     checkpoint = run.load(config.checkpoint)
     use_threads(run.config.threads)
-    path = config.output or run.path / "policy.onnx"
     with contextlib.closing(make_env(run.config)) as env:
         policy = load_policy(run, env, checkpoint, "cpu")
         observations = play(env, policy, COMPARED)

@@ -27,6 +27,7 @@ from agents.scene import Scene
 from agents.unsupervised import UnsupervisedTrainer
 from envs.errors import UserError
 from experiments.building import SEEDS_PER_RUN, choose_device, side_by_side, use_threads
+from experiments.checkpointing import disk_error
 from experiments.cli import parse, run_main
 from experiments.config import LogConfig, PretrainConfig
 from experiments.episodes import Actors
@@ -159,6 +160,8 @@ def pretrain(run: Run, env: VecEnv, trainer: UnsupervisedTrainer, stop: StopRequ
             raise UserError(
                 f"pretraining stopped at step {learning.step}: {error}; last good checkpoint: {run.last_good()}"
             ) from error
+        except OSError as error:
+            raise disk_error(run, learning.step, error, "pretrain again") from error
 
 
 def collect_frames(config: PretrainConfig, env: VecEnv, trainer: UnsupervisedTrainer, stop: StopRequest) -> Frames:

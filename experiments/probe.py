@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
         findings = measure(config, encoder.to(choose_device(config.device)), env, episodes, bodies)
         picture = draw(config, encoder, env, act, findings, f"{run.path.name}, step {step}")
     write(run, config, argv, step, findings)
-    iio.imwrite(run.path / "probe.png", picture)
+    write_result(run.path / "probe.png", iio.imwrite("<bytes>", picture, extension=".png"))
     print("\n".join([f"{run.path}, checkpoint {step}", *table(config, findings)]))
     print(f"\nwritten to {run.path}/probe.json and probe.png")
 
@@ -148,11 +148,11 @@ def load_encoder(run: Run, checkpoint: int | None) -> tuple[int, Keypoint3D]:
     """
     if run.config.encoder.kind != "keypoint3d":
         raise UserError(f"{run.path} acts on '{run.config.encoder.kind}': it has no keypoints to probe")
+    step = run.checkpoints.latest() if checkpoint is None else checkpoint
     try:
-        encoder = kp3d_rl.load(run.path, checkpoint)
+        return step, kp3d_rl.load(run.path, step)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from None
-    return run.steps()[-1] if checkpoint is None else checkpoint, encoder
 
 
 def probed_bodies(config: ProbeConfig, env: gym.Env) -> tuple[str, ...]:

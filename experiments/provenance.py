@@ -20,8 +20,7 @@ NUMERICAL = ("torch", "numpy", "mujoco", "mujoco_warp", "stable_baselines3", "sb
 
 def origin() -> dict[str, str]:
     """The commit and the machine that the numbers come from."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {"commit": done.stdout.strip() or "unknown", "machine": _machine()}
+    return {"commit": _git("rev-parse", "--short", "HEAD").stdout.strip() or "unknown", "machine": _machine()}
 
 
 def circumstances(config: RunConfig) -> dict[str, str | int]:
@@ -33,7 +32,20 @@ def circumstances(config: RunConfig) -> dict[str, str | int]:
     renderer = "none" if config.encoder.kind == "state" else chosen_backend(config.render.backend)
     own: dict[str, str | int] = {"threads": torch.get_num_threads(), "renderer": renderer, "machine": _machine()}
     own["gpu"] = torch.cuda.get_device_name() if config.device != "cpu" and torch.cuda.is_available() else "none"
-    return own | {"python": platform.python_version()} | versions
+    return own | {"python": platform.python_version(), "code": _code()} | versions
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Ask git about the folder that this file is in; the current one may be of another project."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@functools.cache
+def _code() -> str:
+    """The commit that this process runs, and whether any code of it was changed."""
+    changed = _git("diff", "--quiet", "HEAD", "--", ":/*.py").returncode
+    return f"{origin()['commit']}{'-changed' if changed == 1 else ''}"
 
 
 @functools.cache

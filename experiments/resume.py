@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from envs.errors import UserError
 from envs.renderers import chosen_backend
 from experiments.building import make_training_env, require_same_scene, use_threads
-from experiments.checkpointing import FINISHED, is_finished, load_checkpoint, report_circumstances
+from experiments.checkpointing import FINISHED, disk_error, is_finished, load_checkpoint, report_circumstances
 from experiments.cli import parse, run_main
 from experiments.config import TrainConfig
-from experiments.logs import require_login
+from experiments.logs import complete_record, read_back, require_login, require_state
 from experiments.recording import StopRequest
 from experiments.runs import Checkpoint, Run
 from experiments.train import build, describe, train
+from kp3d_rl.storage.files import DamagedError
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,17 @@ def main(argv: Sequence[str]) -> int:
     config = parse(ResumeConfig, argv)
     run = Run.open(config.run, config.env)
     with run.locked():
-        checkpoint = find_checkpoint(run, config.checkpoint)
-        if checkpoint is not None and is_finished(checkpoint):
+        try:
+            run.checkpoints.recover()
+            checkpoint = find_checkpoint(run, config.checkpoint)
+            if checkpoint is None or not is_finished(checkpoint):
+                return go_on(as_it_was(run, checkpoint), checkpoint)
             run.checkpoints.give_up_frames(FINISHED)  # where it was killed before it had
-            print(f"{run.path} is finished: {checkpoint.step} steps are done\nnext: make evaluate RUN={run.path}")
-            return 0
-        return go_on(as_it_was(run, checkpoint), checkpoint)
+            complete_record(run, checkpoint.state.get("log"))
+        except OSError as error:
+            raise disk_error(run, run.checkpoints.latest() or 0, error) from error
+    print(f"{run.path} is finished: {run.checkpoints.latest()} steps are done\nnext: {run.command('evaluate')}")
+    return 0
 
 
 def find_checkpoint(run: Run, step: int | None) -> Checkpoint | None:
@@ -60,6 +66,9 @@ def find_checkpoint(run: Run, step: int | None) -> Checkpoint | None:
     """
     if step is not None or run.steps():
         return run.load(step)
+    rows = run.path / "metrics.csv"
+    if rows.is_file() and rows.stat().st_size:  # the first checkpoint is older than the first row
+        raise UserError(f"{run.path} has logged numbers but no checkpoint: without one nothing can go on; train anew")
     if run.config.pretrained is not None:
         raise UserError(f"{run.path} was killed before it took over the keypoints of its pretraining: train anew")
     print(f"{run.path} has no checkpoint yet: it begins anew")
@@ -108,10 +117,29 @@ def go_on(run: Run, checkpoint: Checkpoint | None) -> int:
         else:
             report_circumstances(run, checkpoint)
             load_checkpoint(run, model, checkpoint)
-            run.checkpoints.go_back(checkpoint.step)
+            go_back(run, checkpoint)
             print(f"{run.path} goes on at step {checkpoint.step} of {config.total_steps}", flush=True)
         with StopRequest().listening() as stop:
             return train(run, model, stop, checkpoint)
+
+
+def go_back(run: Run, checkpoint: Checkpoint) -> None:
+    """Make an older checkpoint the newest, once all is there that it refers to: logs are cut when training starts.
+
+    :param run: that goes on.
+    :param checkpoint: from which.
+    :raises UserError: where frames or logged numbers are missing or damaged.
+    """
+    if checkpoint.step == run.checkpoints.latest():
+        return
+    log = checkpoint.state["log"]
+    require_state(log)
+    read_back(run.path / "metrics.csv", log["metrics"])
+    try:
+        run.checkpoints.store.require(checkpoint.segments)
+    except DamagedError as error:
+        raise UserError(f"checkpoint {run.checkpoints.path(checkpoint.step)} cannot be gone on from: {error}") from None
+    run.checkpoints.go_back(checkpoint.step)
 
 
 if __name__ == "__main__":

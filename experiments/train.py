@@ -103,10 +103,10 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest, checkpoint: Checkpo
                 learn(run, model, evaluator, stop, checkpoint)
                 finish(run, model, evaluator, logger)
     except Stopped:
-        print(f"stopped: {run.path}\nnext: make train RESUME={run.path}")
+        print(f"stopped: {run.path}\nnext: {run.command('resume')}")
         return stop.exit_code
     except KeyboardInterrupt:
-        print(f"\nlast good checkpoint: {run.last_good()}\nnext: make train RESUME={run.path}", file=sys.stderr)
+        print(f"\nlast good checkpoint: {run.last_good()}\nnext: {run.command('resume')}", file=sys.stderr)
         raise
     except NonFiniteError as error:
         last = run.last_good()
@@ -115,7 +115,7 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest, checkpoint: Checkpo
         ) from error
     except OSError as error:
         raise disk_error(run, model.num_timesteps, error) from error
-    print(f"done: {run.path}\nnext: make evaluate RUN={run.path}   make video RUN={run.path}")
+    print(f"done: {run.path}\nnext: {run.command('evaluate')}   {run.command('video')}")
     return 0
 
 
@@ -143,7 +143,7 @@ def finish(run: Run, model: BaseAlgorithm, evaluator: Evaluator, logger: RunLogg
     logger.record("time/total_timesteps", model.num_timesteps, exclude="tensorboard")
     logger.dump(model.num_timesteps)
     logger.flush()  # what is finished is not logged again
-    save_finished(run, model)
+    save_finished(run, model, logger.state())
 
 
 def callbacks(

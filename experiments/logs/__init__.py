@@ -5,7 +5,8 @@ since. So each log takes part in a checkpoint: it says where it stands (``state`
 it drops what came later. Nothing is logged twice, and nothing is missing.
 """
 
-from experiments.logs.logger import RunLogger, metrics_logger, require_state
+from experiments.logs.logger import RunLogger, complete_record, metrics_logger, require_state
+from experiments.logs.metrics import read_back
 from experiments.logs.weights_and_biases import require_login
 
-__all__ = ["RunLogger", "metrics_logger", "require_login", "require_state"]
+__all__ = ["RunLogger", "complete_record", "metrics_logger", "read_back", "require_login", "require_state"]

@@ -17,7 +17,7 @@ from experiments.config import LogConfig
 from experiments.logs.metrics import MetricsFile
 from experiments.logs.tensorboard_events import EVENT_FILE, EventFiles
 from experiments.logs.values import TOO_LARGE, one_line
-from experiments.logs.weights_and_biases import RUN_ID, WandbOutputFormat, open_wandb
+from experiments.logs.weights_and_biases import RUN_ID, WandbOutputFormat, lacks_rows, open_wandb, require_login
 from experiments.runs import Run
 from kp3d_rl.storage.files import DamagedError
 from kp3d_rl.storage.trees import Tree, describe, require_like
@@ -47,6 +47,27 @@ def metrics_logger(run: Run, log: LogConfig, state: Mapping[str, Tree] | None = 
         yield logger
     finally:
         logger.close()
+
+
+def complete_record(run: Run, state: Tree) -> None:
+    """Send Weights & Biases what a process that was killed at its very end had not; nothing else needs it.
+
+    :param run: that is finished.
+    :param state: what :meth:`RunLogger.state` gave at its end; None of a checkpoint before that.
+    :raises UserError: for a state of another form, or where ``metrics.csv`` is not as long any more.
+    """
+    log: LogConfig = run.config.log
+    if state is None or log.wandb == "off":
+        return
+    require_state(state)
+    if state["wandb"] is None:
+        return
+    metrics = MetricsFile(run.path / "metrics.csv", state["metrics"])
+    if log.wandb == "online" or lacks_rows(run.path / "wandb", state["wandb"], list(metrics.numbers())):
+        require_login(log)
+        record = open_wandb(run, log, state["wandb"], metrics)
+        if record is not None:
+            record.close()
 
 
 class RunLogger(Logger):

@@ -45,11 +45,7 @@ class MetricsFile(KVWriter):
         if state is None:
             path.write_bytes(b"")
             return
-        try:
-            before = read_whole(path, METRICS_LIMIT) if self.rows or path.exists() else None
-            after = self._cut(before or b"")
-        except DamagedError as error:
-            raise UserError(one_line(error)) from None
+        before, after = read_back(path, state)
         if after != before:
             write_whole(path, after)
 
@@ -88,24 +84,34 @@ class MetricsFile(KVWriter):
     def close(self) -> None:
         """Every row is written already."""
 
-    def _cut(self, data: bytes) -> bytes:
-        """What stood in the file when it had our rows and columns.
 
-        :raises DamagedError: where it never had.
-        """
-        try:
-            records = _records(data.decode())
-            header = [_unquoted(cell) for cell in _split(records[0])] if records else []
-            if header[: len(self.columns)] != self.columns:
-                raise ValueError("its columns are not those of the checkpoint")
-            rows = records[1:]
-            if len(rows) < self.rows:
-                raise ValueError(f"it has {len(rows)} rows, at the checkpoint it had {self.rows}")
-            kept = [_cut_record(row, len(self.columns), len(header)) for row in rows[: self.rows]]
-        except ValueError as error:  # also of text that is none
-            raise DamagedError(f"{self.path} cannot be continued: {error}") from None
-        lines = [_join(map(_quoted, self.columns)), *kept] if self.columns else []
-        return "".join(f"{line}\n" for line in lines).encode()
+def read_back(path: Path, state: Mapping[str, Tree]) -> tuple[bytes | None, bytes]:
+    """What stands in ``metrics.csv``, None where there is none, and what stood there at a checkpoint.
+
+    :param path: of the file.
+    :param state: what :meth:`MetricsFile.state` gave.
+    :raises UserError: where it never held that.
+    """
+    try:
+        before = read_whole(path, METRICS_LIMIT) if state["rows"] or path.exists() else None
+        return before, _cut(before or b"", state["rows"], list(state["columns"]))
+    except ValueError as error:  # also of text that is none
+        cannot = "" if isinstance(error, DamagedError) else f"{path} cannot be continued: "
+        raise UserError(one_line(f"{cannot}{error}")) from None
+
+
+def _cut(data: bytes, count: int, columns: list[str]) -> bytes:
+    """The first rows and columns of a file."""
+    records = _records(data.decode())
+    header = [_unquoted(cell) for cell in _split(records[0])] if records else []
+    if header[: len(columns)] != columns:
+        raise ValueError("its columns are not those of the checkpoint")
+    rows = records[1:]
+    if len(rows) < count:
+        raise ValueError(f"it has {len(rows)} rows, at the checkpoint it had {count}")
+    kept = [_cut_record(row, len(columns), len(header)) for row in rows[:count]]
+    lines = [_join(map(_quoted, columns)), *kept] if columns else []
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -178,6 +178,15 @@ def find_sent(folder: Path, id: str, rows: Sequence[tuple[int, Any]]) -> Sent:
     return Sent(last, names)
 
 
+def lacks_rows(folder: Path, id: str, rows: Sequence[tuple[int, dict[str, float]]]) -> bool:
+    """Whether anything that was logged is not in an offline record.
+
+    :param folder, id, rows: as of :func:`find_sent`.
+    """
+    sent = find_sent(folder, id, rows)
+    return any(not sent.has(step, name) for step, numbers in rows for name in numbers)
+
+
 _BLOCK = 1 << 15
 _WANDB_HEADER = struct.Struct("<4sHB")
 _CHUNK_HEADER = struct.Struct("<IHB")

@@ -5,14 +5,14 @@
 checksums of all these and of the run's own description. The replay's frames are in ``segments/`` beside it.
 
 Order of writing: segments, checkpoint under a temporary name, its own name, ``latest``, then older ones go. Whenever
-the process dies, the newest whole checkpoint is found.
+the process dies, the newest whole checkpoint is found. Names that begin with a dot are of what was under way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +23,19 @@ import torch
 
 from agents.buffers import Stream
 from envs.errors import UserError
+from experiments.runs.contents import (
+    flatten_optimizers,
+    to_json,
+    unflatten_optimizers,
+    with_aliases,
+    without_aliases,
+)
 from experiments.runs.segments import Segment, SegmentStore, segments_from_json, segments_to_json
 from kp3d_rl.storage.files import (
     SUMS,
     TENSOR_LIMIT,
     DamagedError,
+    link_or_copy,
     make_folder,
     parse_json,
     parse_tensors,
@@ -128,6 +136,9 @@ class Checkpoints:
             raise
         self._give_name(partial, folder)
         self._set_latest(step)
+        for later in self.steps():
+            if later > step:  # of a time that was given up
+                self._delete(later)
         return folder
 
     def _set_latest(self, step: int) -> None:
@@ -146,7 +157,7 @@ class Checkpoints:
         segments: Sequence[Segment],
     ) -> None:
         tensors, aliases = without_aliases(policy.state_dict())
-        moments, groups = _flatten_optimizers(optimizers)
+        moments, groups = flatten_optimizers(optimizers)
         plain, arrays = pack(dict(state))
         head = {"format": FORMAT, "step": step, "encoder": self.encoder, "aliases": aliases, "optimizer_groups": groups}
         files = {
@@ -161,7 +172,7 @@ class Checkpoints:
         write_whole(folder / SUMS, sums_text(sums))
 
     def _give_name(self, partial: Path, folder: Path) -> None:
-        """The last but one step: the folder appears under its name."""
+        """The last but one step: the folder appears under its name; till then :meth:`recover` finds the old one."""
         old = self.folder / f".{folder.name}.old"
         remove(old)
         if folder.exists():
@@ -170,57 +181,80 @@ class Checkpoints:
         sync_folder(self.folder)
         remove(old)
 
+    def recover(self) -> None:
+        """Bring back, or clear away, what a killed process was about to replace or delete. For who holds the lock."""
+        for old in self.folder.glob(".*.old"):
+            place = self.folder / old.name[1 : -len(".old")]
+            if not place.exists():
+                old.rename(place)
+        for left in (entry for kind in ("partial", "old", "gone") for entry in self.folder.glob(f".*.{kind}")):
+            remove(left)
+
     def prune(self, last: int, every: int = 0) -> None:
         """Delete older checkpoints, what killed processes left, and segments that no checkpoint needs any more.
 
         :param last: how many of the newest stay; 0: all of them.
         :param every: of the others, those stay that are the first in such a number of steps; 0: none.
         """
+        self.recover()
         steps, newest = self.steps(), self.latest()
         kept = {*(steps[-last:] if last else steps), *_first_in_each(steps, every)}
         for step in steps:
             if step not in kept and step != newest:
-                shutil.rmtree(self.path(step), ignore_errors=True)
-        for left in (*self.folder.glob(".*.partial"), *self.folder.glob(".*.old")):
-            remove(left)
+                self._delete(step)
         needed = [self._segments(step) for step in self.steps()]
         if None not in needed:  # of a damaged one nobody knows what it needs
             self.store.remove_others(segment for segments in needed for segment in segments)
 
+    def _delete(self, step: int) -> None:
+        """Delete a checkpoint, which is there as a whole or not at all, however far this comes."""
+        gone = self.folder / f".{self.path(step).name}.gone"
+        remove(gone)
+        self.path(step).rename(gone)
+        remove(gone)
+
     def go_back(self, step: int) -> None:
-        """Make a checkpoint the newest, before a training goes on from it: the time of later ones is now to come.
+        """Make a checkpoint the newest, before a training goes on from it.
+
+        Later ones stay until the next one is written, since their time comes again: who goes back by mistake, or in
+        vain, loses nothing.
 
         :param step: of the checkpoint.
         """
         if self.latest() != step:
             self._set_latest(step)
-        for later in self.steps():
-            if later > step:
-                shutil.rmtree(self.path(later))
 
     def give_up_frames(self, state: Mapping[str, Tree]) -> None:
         """Delete all frames: the run is finished. Checkpoints keep their weights, but nothing goes on from them.
 
-        :param state: in place of theirs.
+        :param state: in place of theirs, where they do not have it.
         """
         for step in self.steps():
-            if self._segments(step):  # of a damaged one nothing can be kept
-                folder = self.path(step)
-                partial = self.folder / f".{folder.name}.partial"
-                remove(partial)
-                shutil.copytree(folder, partial)
-                self._without_frames(partial, state)
-                self._give_name(partial, folder)
+            folder = self.path(step)
+            partial = self.folder / f".{folder.name}.partial"
+            remove(partial)
+            with contextlib.suppress(DamagedError):  # one that is damaged stays as it is
+                if self._without_frames(folder, partial, state):
+                    self._give_name(partial, folder)
+            remove(partial)
         self.store.segments = []
         self.store.remove_others(())
 
-    def _without_frames(self, folder: Path, state: Mapping[str, Tree]) -> None:
+    def _without_frames(self, folder: Path, partial: Path, state: Mapping[str, Tree]) -> bool:
+        """Write what a finished run keeps of a checkpoint; False where that is what it has."""
         sums, (plain, arrays) = read_sums(folder), pack(dict(state))
         head = parse_json(read_checked(folder / "state.json", sums), "state.json")
+        require_like(head, _HEAD, "state.json")
+        if isinstance(head["state"], dict) and plain.items() <= head["state"].items() and head["segments"] == []:
+            return False
+        partial.mkdir()
         kept = {name: digest for name, digest in sums.items() if not name.startswith("../../segments/")}
-        kept["state.json"] = write_whole(folder / "state.json", to_json(head | {"state": plain, "segments": []}))
-        kept["training.safetensors"] = write_whole(folder / "training.safetensors", tensors_to_bytes(arrays))
-        write_whole(folder / SUMS, sums_text(kept))
+        for name in ("policy.safetensors", "optimizer.safetensors"):
+            link_or_copy(folder / name, partial / name)
+        kept["state.json"] = write_whole(partial / "state.json", to_json(head | {"state": plain, "segments": []}))
+        kept["training.safetensors"] = write_whole(partial / "training.safetensors", tensors_to_bytes(arrays))
+        write_whole(partial / SUMS, sums_text(kept))
+        return True
 
     def description_sums(self) -> dict[str, str]:
         """Checksums of the files that say what the run is."""
@@ -233,29 +267,34 @@ class Checkpoints:
         """Read a checkpoint; nothing in it is executed.
 
         :param step: which one; None takes the newest.
-        :raises UserError: if there is none, or it or the run's description is damaged.
+        :raises UserError: if there is none, it is damaged or of another version, or the run's description changed.
         """
-        step = self._existing(step)
+        while True:
+            chosen = self._existing(step)
+            try:
+                return self._read(chosen)
+            except DamagedError as error:
+                if self.path(chosen).exists():  # else a training at work has just deleted or replaced it
+                    raise UserError(
+                        f"checkpoint {self.path(chosen)} is damaged: {error}{self._others(chosen)}"
+                    ) from None
+
+    def _read(self, step: int) -> Checkpoint:
         folder = self.path(step)
-        try:
-            sums = read_sums(folder)
-            self._require_description(sums)
-            head = self._head(folder, sums, step)
-            if self.encoder is not None and head["encoder"] != json.loads(json.dumps(self.encoder)):
-                raise DamagedError("its encoder's options are not those of the run's config.yaml")
-            tensors = _tensors(folder / "policy.safetensors", sums)
-            require_like(head["aliases"], _texts, "aliases")
-            tensors |= {alias: _known(tensors, name) for alias, name in head["aliases"].items()}
-            optimizers = _unflatten_optimizers(_tensors(folder / "optimizer.safetensors", sums), head)
-            arrays = _tensors(folder / "training.safetensors", sums)
-            state = unpack(head["state"], arrays)
-            if not isinstance(state, dict) or arrays.keys() != pack(state)[1].keys():
-                raise DamagedError("its arrays are not those of its state")
-            segments = segments_from_json(head["segments"])
-            self._require_listed(sums, segments)
-            return Checkpoint(step, tensors, optimizers, state, tuple(segments))
-        except DamagedError as error:
-            raise UserError(f"checkpoint {folder} is damaged: {error}{self._others(step)}") from None
+        sums = read_sums(folder)
+        self._require_description(sums, folder)
+        head = self._head(folder, sums, step)
+        if self.encoder is not None and head["encoder"] != json.loads(json.dumps(self.encoder)):
+            raise DamagedError("its encoder's options are not those of the run's config.yaml")
+        tensors = with_aliases(_tensors(folder / "policy.safetensors", sums), head["aliases"])
+        optimizers = unflatten_optimizers(_tensors(folder / "optimizer.safetensors", sums), head)
+        arrays = _tensors(folder / "training.safetensors", sums)
+        state = unpack(head["state"], arrays)
+        if not isinstance(state, dict) or arrays.keys() != pack(state)[1].keys():
+            raise DamagedError("its arrays are not those of its state")
+        segments = segments_from_json(head["segments"])
+        self._require_listed(sums, segments)
+        return Checkpoint(step, tensors, optimizers, state, tuple(segments))
 
     def _existing(self, step: int | None) -> int:
         steps = self.steps()
@@ -263,15 +302,23 @@ class Checkpoints:
             raise UserError(f"{self.run} has no checkpoint yet")
         if step is not None and step not in steps:
             raise UserError(f"{self.run} has no checkpoint at step {step}, only at {', '.join(map(str, steps))}")
-        return step if step is not None else self.latest() or steps[-1]
+        if step is not None:
+            return step
+        newest = self.latest()
+        return steps[-1] if newest is None else newest
 
-    def _require_description(self, sums: Mapping[str, str]) -> None:
+    def _require_description(self, sums: Mapping[str, str], folder: Path) -> None:
         """The weights belong to the configuration and the cameras that they were trained with."""
         found = self.description_sums()
         for name in DESCRIPTION:
+            if name in found and f"../../{name}" not in sums:
+                raise DamagedError(f"{SUMS} does not list {name}")
             if found.get(name) != sums.get(f"../../{name}"):
                 gone = "is gone" if name not in found else "was changed"
-                raise DamagedError(f"{self.run / name} {gone} since the checkpoint was written")
+                raise UserError(
+                    f"{self.run / name} {gone} since checkpoint {folder} was written: "
+                    "what a run is cannot be changed; put the file back, or train anew"
+                )
 
     def _require_listed(self, sums: Mapping[str, str], segments: Sequence[Segment]) -> None:
         """The list of checksums is of what the checkpoint consists of, no more and no less."""
@@ -284,7 +331,10 @@ class Checkpoints:
         data = read_checked(folder / "state.json", sums)
         head = parse_json(data, "state.json")
         if isinstance(head, dict) and type(head.get("format")) is int and head["format"] != FORMAT:
-            raise DamagedError(f"it has format {str(head['format'])[:20]}, this version reads format {FORMAT}")
+            raise UserError(
+                f"checkpoint {folder} was written by another version: "
+                f"it has format {str(head['format'])[:20]}, this version reads format {FORMAT}"
+            )
         require_like(head, _HEAD, "state.json")
         if head["step"] != step:
             raise DamagedError(f"it is of step {str(head['step'])[:20]}")
@@ -303,29 +353,6 @@ class Checkpoints:
         return f" (others stand at step {', '.join(map(str, others))})" if others else ""
 
 
-def to_json(value: Any) -> bytes:
-    """As text, one key per line so that people can read it; NaN and infinity as Python writes them."""
-    return json.dumps(value, indent=1).encode()
-
-
-def without_aliases(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Keep each shared tensor once.
-
-    :param tensors: state dict, in which a shared module stands under several names.
-    :return: the tensors under their first names, and ``{further name: first name}``.
-    """
-    first: dict[tuple[int, torch.Size], str] = {}
-    kept, aliases = {}, {}
-    for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and key in first:
-            aliases[name] = first[key]
-        else:
-            first[key] = name
-            kept[name] = tensor.detach().cpu().contiguous()
-    return kept, aliases
-
-
 def _first_in_each(steps: Sequence[int], every: int) -> set[int]:
     """Of ascending steps the first in each stretch of so many."""
     found: dict[int, int] = {}
@@ -336,42 +363,3 @@ def _first_in_each(steps: Sequence[int], every: int) -> set[int]:
 
 def _tensors(path: Path, sums: Mapping[str, str]) -> dict[str, torch.Tensor]:
     return parse_tensors(read_checked(path, sums, TENSOR_LIMIT), path.name)
-
-
-def _known(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-    if name not in tensors:
-        raise DamagedError(f"tensor '{name[:100]}' is missing")
-    return tensors[name]
-
-
-def _texts(tree: Any, name: str) -> None:
-    if not isinstance(tree, dict) or not all(isinstance(value, str) for value in tree.values()):
-        raise DamagedError(f"'{name}' is no mapping of names")
-
-
-def _flatten_optimizers(
-    optimizers: Mapping[str, torch.optim.Optimizer],
-) -> tuple[dict[str, torch.Tensor], dict[str, list[dict[str, Any]]]]:
-    """State of optimisers as flat tensors ("<optimiser>.<parameter>.<moment>"), and their groups, fit for JSON."""
-    moments, groups = {}, {}
-    for name, optimizer in optimizers.items():
-        state = optimizer.state_dict()
-        groups[name] = state["param_groups"]
-        for parameter, entries in state["state"].items():
-            for entry, value in entries.items():
-                moments[f"{name}.{parameter}.{entry}"] = torch.as_tensor(value).cpu().contiguous()
-    return moments, groups
-
-
-def _unflatten_optimizers(moments: Mapping[str, torch.Tensor], head: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    groups = head["optimizer_groups"]
-    if not isinstance(groups, dict):
-        raise DamagedError("'optimizer_groups' is no mapping")
-    found: dict[str, dict[str, Any]] = {name: {"state": {}, "param_groups": group} for name, group in groups.items()}
-    for key, value in moments.items():
-        name, _, rest = key.partition(".")
-        parameter, _, entry = rest.partition(".")
-        if name not in found or not re.fullmatch(r"\d{1,9}", parameter):
-            raise DamagedError(f"moment '{key[:100]}' belongs to no optimiser")
-        found[name]["state"].setdefault(int(parameter), {})[entry] = value
-    return found

@@ -38,6 +38,8 @@ ORIGIN = "origin.json"
 """Commit and machine that a run was made with."""
 CAMERAS = "cameras.yaml"
 """Name of the copy of the cameras file in a run folder, where there was one."""
+LONGEST = 200
+"""Bytes of the longest name of a run; file systems take 255, and temporary names are longer."""
 LOCK = "lock"
 """Name of the file that is locked while a training is at work."""
 _FOLDERS = ("checkpoints", "segments", "tensorboard", "wandb", "pictures", "videos")
@@ -77,6 +79,8 @@ class Run:
         name = config.run or f"{config.label}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         if Path(name).name != name or name in (".", ".."):
             raise UserError(f"run name '{name}' must be a plain folder name without '/'")
+        if len(name.encode()) > LONGEST:
+            raise UserError(f"run name '{name[:20]}...' has {len(name.encode())} bytes, at most {LONGEST} are possible")
         path = root / folder_name(config.env) / name
         if path.exists():
             raise UserError(f"run folder {path} already exists: choose another RUN name or remove it")
@@ -126,10 +130,13 @@ class Run:
             it must be typed as ``env``, a file that says so is not enough.
         :raises UserError: if there is no such folder, it is not a run of this kind, or something in it leads out of it.
         """
-        path = _find(name, env, root, kind)
-        if not (path / "config.yaml").is_file():
-            raise UserError(f"{path} is not a run: it has no config.yaml")
-        require_contained(path)
+        try:
+            path = _find(name, env, root, kind)
+            if not (path / "config.yaml").is_file():
+                raise UserError(f"{path} is not a run: it has no config.yaml")
+            require_contained(path)
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            raise UserError(f"no run at {printable(name or error.filename, 200)}: {error.strerror}") from None
         config = from_yaml(path / "config.yaml")
         if not isinstance(config, kind):
             raise UserError(f"{path} is no {_KINDS[kind]}")
@@ -180,6 +187,14 @@ class Run:
         step = self.checkpoints.latest()
         return "none was written yet" if step is None else str(self.checkpoints.path(step))
 
+    def command(self, program: str) -> str:
+        """What to type to have a program work on this run.
+
+        :param program: a target of the Makefile, or "resume".
+        """
+        named = f"make train RESUME={self.path}" if program == "resume" else f"make {program} RUN={self.path}"
+        return f"{named} ENV={self.config.env}" if ":" in self.config.env else named
+
     # -- one training at a time --------------------------------------------------------------------------------------
 
     @contextmanager
@@ -188,7 +203,7 @@ class Run:
 
         :raises UserError: where another training is at work here.
         """
-        lock = FileLock(self.path / LOCK, timeout=0)
+        lock = FileLock(self.path / LOCK, timeout=0, fallback_to_soft=False)  # which a kill would leave
         try:
             lock.acquire()
         except Timeout:

@@ -119,6 +119,17 @@ class SegmentStore:
                 raise DamagedError(f"{self.folder}: items {reached} to {stream.count} of '{stream.name}' are missing")
         self.segments = list(segments)
 
+    def require(self, segments: Sequence[Segment]) -> None:
+        """Check that files are what they were when they were written.
+
+        :raises DamagedError: naming the first that is not.
+        """
+        for segment in segments:
+            self._bytes(segment)
+
+    def _bytes(self, segment: Segment) -> bytes:
+        return read_checked(self.folder / segment.name, {segment.name: segment.sha256}, 2 * LARGEST + (64 << 20))
+
     def remove_others(self, used: Iterable[Segment]) -> None:
         """Delete every file that is not among those that are used."""
         names = {segment.name for segment in used}
@@ -135,7 +146,7 @@ class SegmentStore:
 
     def _read(self, segment: Segment, stream: Stream) -> dict[str, torch.Tensor]:
         path = self.folder / segment.name
-        items = parse_tensors(read_checked(path, {path.name: segment.sha256}, 2 * LARGEST + (64 << 20)), str(path))
+        items = parse_tensors(self._bytes(segment), str(path))
         expected = {key: (segment.count, *ring.shape[1:]) for key, ring in stream.rings.items()}
         found = {key: tuple(values.shape) for key, values in items.items()}
         kinds = {key: stream.kind(key) for key in expected}

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 
 SUMS = "SHA256SUMS"
 """Checksums of a folder's files as ``sha256sum`` writes and checks them (``sha256sum -c SHA256SUMS``)."""
-TEXT_LIMIT = 64 << 20
+TEXT_LIMIT = 16 << 20
 """Bytes of the largest JSON file that is read."""
 TENSOR_LIMIT = 2 << 30
 """Bytes of the largest file of tensors that is read."""
@@ -31,6 +31,8 @@ TENSOR_LIMIT = 2 << 30
 
 _DEEPEST = 100
 """Levels of the most deeply nested JSON that is read."""
+_MOST = 1_000_000
+"""Values in the largest JSON that is read: an empty mapping is two bytes of text and hundreds of memory."""
 
 
 class DamagedError(ValueError):
@@ -88,6 +90,18 @@ def remove_folder(path: Path) -> None:
     """Delete a whole folder, if one stands there; a link to one is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+
+
+def link_or_copy(path: Path, other: Path) -> None:
+    """Give a file another name, or make a copy where the file system has one name per file.
+
+    :param path: of the file, which nobody will write into: files here are replaced.
+    :param other: the other name.
+    """
+    try:
+        os.link(path, other, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(path, other, follow_symlinks=False)
 
 
 def make_folder(path: Path) -> None:
@@ -167,8 +181,10 @@ def parse_json(data: bytes, name: str) -> Any:
 
     :param data: UTF-8 text.
     :param name: of the file, for the message.
-    :raises DamagedError: where it is something else, or nested too deeply.
+    :raises DamagedError: where it is something else, nested too deeply, or of too many values.
     """
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MOST:
+        raise DamagedError(f"{name} is damaged: more than {_MOST} values")
     try:
         found = json.loads(data.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

@@ -214,6 +214,7 @@ def test_transitions_without_frames_are_refused(sac: BaseAlgorithm, ring: str, r
         ("numpy/key", filled(1 << 32), "'random' cannot be restored: a word of 32 bits is out of range"),
         ("torch", lambda old: old[:-1], "'random.torch' is an array"),
         ("torch", filled(255), "'random' cannot be restored"),
+        ("torch", lambda old: np.append(old[:-1], old[-1:] ^ 1), "'random.torch' is no state of torch's generator"),
         ("actions", {}, "'random.actions'"),
         ("actions", 5, "'random.actions'"),
     ],

@@ -321,6 +321,8 @@ def test_whatever_is_wrong_is_said_in_one_line(stacks: Callable, shape: str) -> 
     [
         (lambda s: s["environments"].pop(), "^the environments' state is that of 2 environments, here are 3$"),
         (lambda s: s["environments"][1].update(state={}), "^environment 1: the count: entry '.*' is missing$"),
+        (lambda s: s["environments"][1].update(lost=1e308), "^environment 1: 'lost' is float where "),
+        (lambda s: s["environments"][2].update(lost={}), "^environment 2: 'lost': entry '.*' is missing$"),
         (lambda s: s.update(rewards=None), "'rewards' is missing for NormalizeReward$"),
         (lambda s: s["rewards"].update(var=-1.0), "'rewards': 'var' is -1.0; it must be between 0.0 and"),
         (lambda s: s["rewards"].update(returns=[0.0] * 3), "'returns' is list where an array .3,. of float64 is expec"),

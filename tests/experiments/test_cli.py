@@ -125,7 +125,17 @@ def test_a_result_does_not_replace_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "home"
     folder.mkdir()
     (folder / "thesis.tex").write_text("three years of work")
-    with pytest.raises(UserError, match="cannot write .*home: Is a directory"):
+    with pytest.raises(UserError, match="cannot write .*home: it is a folder"):
         write_result(folder, b"{}")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["home"]
+    with pytest.raises(UserError, match="cannot write .*nowhere/a.onnx: there is no folder"):
+        write_result(tmp_path / "nowhere" / "a.onnx", b"{}")
+    with pytest.raises(UserError, match="cannot write .: it is a folder"):
+        write_result(Path("."), b"{}")
+    with pytest.raises(UserError, match="cannot write a+: File name too long"):
+        write_result(Path("a" * 300), b"{}")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="cannot write .*pipe: it is not a regular file"):
+        write_result(tmp_path / "pipe", b"{}")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["home", "pipe"]
+    (tmp_path / "pipe").unlink()
     assert (folder / "thesis.tex").read_text() == "three years of work"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import resource
@@ -68,46 +69,136 @@ def test_frames_that_no_training_stores_are_refused(tmp_path: Path) -> None:
         store.fill([hostile], segments)
 
 
+CALLS = ("replace", "fsync", "open", "rename", "unlink", "rmdir", "mkdir", "link")
+"""What the process dies at, of the file system."""
+
+
+def crashing(patch: pytest.MonkeyPatch, moment: int, action: Callable[[], object]) -> bool:
+    """Have the process die at one of its calls to the file system; False where it comes to its end before."""
+    count = [0]
+
+    def dying(true: Callable) -> Callable:
+        def call(*args, **kwargs):
+            count[0] += 1
+            if count[0] > moment:
+                raise PowerCut
+            return true(*args, **kwargs)
+
+        return call
+
+    with patch.context() as patched:
+        for name in CALLS:
+            patched.setattr(os, name, dying(getattr(os, name)))
+        try:
+            action()
+        except PowerCut:
+            return True
+    return False
+
+
 def test_a_crash_in_any_place_leaves_the_old_checkpoint_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies at each of its calls to the file system in turn, before and in the middle of each."""
-    calls = ("replace", "fsync", "open", "rename", "unlink", "rmdir", "mkdir")
-    outcomes, moment = [], 0
-    while True:
+    outcomes, moment, died = [], 0, True
+    while died:
         folder = tmp_path / str(moment)
         folder.mkdir()
         _, write, _ = small_run(folder)
         for step in (10, 20, 30):
             write(step)
-        count = [0]
-
-        def dying(true: Callable, count: list[int] = count, moment: int = moment) -> Callable:
-            def call(*args, **kwargs):
-                count[0] += 1
-                if count[0] > moment:
-                    raise PowerCut
-                return true(*args, **kwargs)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            for name in calls:
-                patch.setattr(os, name, dying(getattr(os, name)))
-            try:
-                write(40)
-                died = False
-            except PowerCut:
-                died = True
+        died = crashing(monkeypatch, moment, functools.partial(write, 40))
         outcomes.append(require_whole(folder))
         _, again, _ = small_run(folder)  # the next process writes over whatever was left
         again(50)
         assert require_whole(folder) == 50 and not list(folder.rglob("*.partial"))
-        if not died:
-            break
         moment += 1
     assert outcomes[0] == 30 and outcomes[-1] == 40 and moment > 20
     assert outcomes == sorted(outcomes)  # there is one instant at which the new one takes the old one's place
+
+
+@pytest.mark.parametrize("action", ["write again", "give up frames", "prune"])
+def test_a_crash_while_checkpoints_are_replaced_or_deleted_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    moment, died = 0, True
+    while died:
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        checkpoints, write, _ = small_run(folder, kept=0)
+        for step in (10, 20, 30):
+            write(step)
+        died = crashing(monkeypatch, moment, {
+            "write again": functools.partial(write, 30),
+            "give up frames": functools.partial(checkpoints.give_up_frames, {"finished": True}),
+            "prune": functools.partial(checkpoints.prune, 1),
+        }[action])  # fmt: skip
+        found = Checkpoints(folder)
+        found.recover()
+        names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+        steps = [30] if action == "prune" and not died else found.steps()
+        assert steps[-1] == 30 and names == [*(f"{step:09d}" for step in steps), "latest"]
+        assert action == "prune" or steps == [10, 20, 30]
+        assert [found.read(step).policy["weight"][0, 0] for step in steps] == steps
+        moment += 1
+    assert moment > 8
+
+
+def test_who_goes_back_in_vain_loses_nothing(tmp_path: Path) -> None:
+    checkpoints, write, _ = small_run(tmp_path, kept=0)
+    for step in (10, 20, 30, 40):
+        write(step)
+    checkpoints.go_back(20)
+    assert checkpoints.steps() == [10, 20, 30, 40] and checkpoints.latest() == 20 and checkpoints.read().step == 20
+    checkpoints.go_back(40)
+    assert require_whole(tmp_path) == 40
+    checkpoints.go_back(20)
+    write(30)  # its time comes again, and that of 40 will
+    assert checkpoints.steps() == [10, 20, 30] and checkpoints.read().step == 30
+
+
+def test_the_beginning_can_be_the_newest(tmp_path: Path) -> None:
+    checkpoints, write, _ = small_run(tmp_path, kept=0)
+    for step in (0, 10):
+        write(step)
+    checkpoints.go_back(0)
+    assert checkpoints.latest() == 0 and checkpoints.read().step == 0
+
+
+def test_a_damaged_checkpoint_of_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    checkpoints, write, _ = small_run(tmp_path, kept=0)
+    for step in (10, 20, 30):
+        write(step)
+    (checkpoints.path(20) / "state.json").write_bytes(b"{")
+    checkpoints.give_up_frames({"finished": True})
+    assert (checkpoints.path(20) / "state.json").read_bytes() == b"{" and checkpoints.steps() == [10, 20, 30]
+    assert [checkpoints.read(step).state for step in (10, 30)] == [{"finished": True}] * 2
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, write, _ = small_run(tmp_path, kept=1)
+    write(10)
+    true_read = files.read_sums
+
+    def slow(folder: Path) -> dict[str, str]:
+        sums = true_read(folder)
+        if folder.name == "000000010":
+            write(20)
+        return sums
+
+    monkeypatch.setattr("experiments.runs.checkpoints.read_sums", slow)
+    assert Checkpoints(tmp_path).read().step == 20
+    with pytest.raises(UserError, match="has no checkpoint at step 10, only at 20"):
+        Checkpoints(tmp_path).read(10)
+
+
+def test_a_mapping_per_two_bytes_is_too_many(tmp_path: Path) -> None:
+    with pytest.raises(files.DamagedError, match="big.json is damaged: more than 1000000 values"):
+        files.parse_json(b"[" + b"{}," * 700_000 + b"{}]", "big.json")
+    assert len(files.parse_json(b"[" + b"0," * 100_000 + b"0]", "large.json")) == 100_001
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from envs.errors import UserError
 from experiments.config import LogConfig, TrainConfig
-from experiments.logs import RunLogger, metrics_logger, weights_and_biases
+from experiments.logs import RunLogger, complete_record, metrics_logger, weights_and_biases
 from experiments.logs.metrics import MetricsFile
 from experiments.logs.tensorboard_events import EventFiles
 from experiments.logs.values import STEP
@@ -758,17 +758,34 @@ def wandb_history(path: str) -> list[tuple[int, dict[str, float]]]:
     ]  # fmt: skip
 
 
-def test_an_offline_record_has_each_step_once_after_a_kill(tmp_path: Path) -> None:
-    killed = tmp_path / "killed"
-    killed.mkdir()
+def killed_while_logging(killed: Path) -> dict[str, Any]:
+    """A process that logs 60 rows to W&B and is killed; the states of its logs at the tenth and the last."""
+    killed.mkdir(exist_ok=True)
     # No home folder either: W&B must neither fail nor write its logs of itself to the terminal.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "WANDB_"))}
     environment |= {"HOME": "/proc/nohome", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(killed)], env=environment, capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", KILLED, str(killed)], env=environment, capture_output=True, text=True, cwd=killed.parent
     )
     assert done.returncode == -signal.SIGKILL and not done.stderr, done.stderr
-    states = json.loads((killed / "states.json").read_text())
+    return json.loads((killed / "states.json").read_text())
+
+
+def test_a_record_that_a_kill_at_the_very_end_left_incomplete_is_completed(tmp_path: Path) -> None:
+    run, states = a_run(tmp_path / "killed"), killed_while_logging(tmp_path / "killed")
+    (file,) = glob.glob(str(run.path / "wandb/offline-run-*/*.wandb"))
+    assert len(wandb_history(file)) < 60
+    for _ in range(2):  # a second time there is nothing to do
+        complete_record(run, states["60"])
+        weights_and_biases.import_wandb().teardown()
+        files = sorted(glob.glob(str(run.path / "wandb/offline-run-*/*.wandb")), key=os.path.getmtime)
+        assert [step for file in files for step, _ in wandb_history(file)] == list(range(10, 610, 10))
+        assert len(files) == 2 and len(rows_of(run)) == 60
+
+
+def test_an_offline_record_has_each_step_once_after_a_kill(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    states = killed_while_logging(killed)
     run, log = a_run(killed), LogConfig(wandb="offline")
     (file,) = glob.glob(str(run.path / "wandb/offline-run-*/*.wandb"))
     reached = [step for step, _ in wandb_history(file)]

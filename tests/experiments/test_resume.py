@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import torch
 from envs.errors import UserError
 from experiments import resume
 from experiments.provenance import circumstances
-from experiments.runs import Checkpoint, Run
+from experiments.runs import Checkpoint, Checkpoints, Run
 from experiments.soak.kills import TRAININGS, Alone, differences, kill_again_and_again, logged, train
 from experiments.train import main as train_main
 from tests.experiments.conftest import TINY, run_in
@@ -170,3 +172,112 @@ def test_a_finished_run_says_so(tiny_run: Path, capsys: pytest.CaptureFixture) -
     assert resume.main(["--run", str(tiny_run)]) == 0
     assert "is finished: 160 steps are done" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*") if path.name != "lock"} == before
+
+
+# -- what cannot be gone on with ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed behind several checkpoints, all of which are kept."""
+    folder = tmp_path_factory.mktemp("stopped")
+    process = start(folder, "experiments.train", "--run", "killed", *SHORT)
+    run = folder / "runs" / "reach-multiview" / "killed"
+    wait_for(run / "checkpoints" / "000000320", process)  # so that `latest` names at least the one before
+    process.kill()
+    process.communicate()
+    return run
+
+
+@pytest.fixture
+def killed(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of it for one test."""
+    return Path(shutil.copytree(stopped, tmp_path / "killed"))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_without_its_checkpoints_a_run_keeps_its_logs(killed: Path) -> None:
+    shutil.rmtree(killed / "checkpoints")
+    before = contents(killed)
+    with pytest.raises(UserError, match="has logged numbers but no checkpoint: without one nothing can go on"):
+        resume.main(["--run", str(killed)])
+    assert contents(killed) == before and any(path.name == "metrics.csv" and data for path, data in before.items())
+
+
+@pytest.mark.parametrize("damaged", ["segments", "metrics.csv", "state"])
+def test_who_goes_back_to_what_cannot_be_gone_on_from_loses_nothing(killed: Path, damaged: str) -> None:
+    run = Run.open(str(killed))
+    newest, older = run.checkpoints.latest(), run.steps()[2]
+    assert older < newest
+    if damaged == "segments":
+        (segment, *_) = sorted((killed / "segments").iterdir())
+        segment.write_bytes(segment.read_bytes()[:-1])
+    elif damaged == "metrics.csv":
+        (killed / "metrics.csv").write_text("a,b\n")
+    else:
+        (run.checkpoints.path(older) / "training.safetensors").write_bytes(b"")
+    before = contents(killed)
+    with pytest.raises(UserError) as error:
+        resume.main(["--run", str(killed), "--checkpoint", str(older)])
+    assert "\n" not in str(error.value) and contents(killed) == before and run.checkpoints.latest() == newest
+
+
+def test_what_a_run_is_cannot_be_changed_and_the_message_says_so(killed: Path) -> None:
+    config = killed / "config.yaml"
+    config.write_text(config.read_text() + "\n")
+    message = "config.yaml was changed since checkpoint .* was written: what a run is cannot be changed; put the file"
+    with pytest.raises(UserError, match=message) as error:
+        resume.main(["--run", str(killed)])
+    assert "others stand" not in str(error.value) and "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "runs/" + "b" * 300, "x/" * 3000])
+def test_names_that_no_folder_can_have_are_one_line(name: str) -> None:
+    with pytest.raises(UserError, match="no run (at|folder at) ") as error:
+        resume.main(["--run", name])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    with pytest.raises(UserError, match="at most 200 are possible|plain folder name|at most 4,096 printable"):
+        train_main(["--env", "reach-multiview", "--run", name])
+
+
+def test_a_finished_run_is_finished_at_all_of_its_checkpoints(killed: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run_in(killed.parent, resume.main, ["--run", str(killed)]) == 0
+    steps = Run.open(str(killed)).steps()
+    assert len(steps) > 3 and not list((killed / "segments").iterdir())
+    before = contents(killed)
+    capsys.readouterr()
+    for step in (steps[0], steps[2], steps[-1]):
+        assert resume.main(["--run", str(killed), "--checkpoint", str(step)]) == 0
+        assert f"is finished: {steps[-1]} steps are done" in capsys.readouterr().out
+    assert contents(killed) == before
+
+
+def test_a_full_disk_at_the_very_end_is_one_line(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(killed / "checkpoints" / "some"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "give_up_frames", full)
+        with pytest.raises(UserError, match="some failed: No space left on device; last good checkpoint: .*000000448"):
+            run_in(killed.parent, resume.main, ["--run", str(killed)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "give_up_frames", full)
+        with pytest.raises(UserError, match="No space left on device; .*when there is room again: make train RESUME="):
+            resume.main(["--run", str(killed)])
+    assert resume.main(["--run", str(killed)]) == 0 and not list((killed / "segments").iterdir())
+
+
+def test_other_code_is_told_of(opened: Run, capsys: pytest.CaptureFixture) -> None:
+    checkpoint = Checkpoint(1, {}, {}, {"circumstances": circumstances(opened.config) | {"code": "0123456"}})
+    resume.report_circumstances(opened, checkpoint)
+    assert "maybe not bit for bit: code 0123456 -> " in capsys.readouterr().err
+
+
+def test_what_to_type_names_the_module_of_an_environment(opened: Run) -> None:
+    assert opened.command("resume") == f"make train RESUME={opened.path}"
+    foreign = dataclasses.replace(opened, config=dataclasses.replace(opened.config, env="some_module:Task-v0"))
+    assert foreign.command("resume") == f"make train RESUME={opened.path} ENV=some_module:Task-v0"
+    assert foreign.command("evaluate") == f"make evaluate RUN={opened.path} ENV=some_module:Task-v0"
