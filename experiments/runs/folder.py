@@ -257,7 +257,8 @@ def _leads_inside(link: Path, root: Path) -> bool:
 def _with_own_cameras(config: RunConfig, path: Path) -> RunConfig:
     """The run's copy of its cameras file in place of the original, which may have changed or be out of reach."""
     own = path / CAMERAS
-    return dataclasses.replace(config, cameras=str(own)) if own.is_file() else config
+    names_a_file = config.cameras is not None and is_cameras_file(config.cameras)
+    return dataclasses.replace(config, cameras=str(own)) if names_a_file and own.is_file() else config
 
 
 def folder_name(env: str) -> str:

@@ -260,3 +260,11 @@ def test_encoder_of_what_is_no_keypoint_run(state_run: Path, copied: Path, tmp_p
         kp3d_rl.load(copied)
     with pytest.raises(AttributeError, match="lode"):
         kp3d_rl.lode  # noqa: B018
+
+
+def test_a_cameras_file_that_the_configuration_does_not_name_is_nobodys(copied: Path) -> None:
+    (copied / "cameras.yaml").write_text("")
+    run = Run.open(str(copied))
+    assert run.config.cameras is None
+    with pytest.raises(UserError, match="SHA256SUMS does not list cameras.yaml"):
+        run.load()
