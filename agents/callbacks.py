@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -330,18 +331,33 @@ class ClippingCallback(_GradientCallback):
             self._log_norms()
 
 
+_NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
+"""Names of losses and of groups of parameters, which become those of columns."""
+
+
 def _numbers(tree: Tree, name: str) -> None:
-    if not isinstance(tree, dict) or not all(type(value) is float for value in tree.values()):
+    if not _is_named(tree) or not all(type(value) is float for value in tree.values()):
         raise DamagedError(f"'{name}' is no mapping of numbers")
 
 
 def _lists(tree: Tree, name: str) -> None:
-    values = tree.values() if isinstance(tree, dict) else [None]
-    if not all(isinstance(value, list) and all(type(number) is float for number in value) for value in values):
+    lists = tree.values() if _is_named(tree) else [None]
+    if not all(isinstance(some, list) and all(type(number) is float for number in some) for some in lists):
         raise DamagedError(f"'{name}' is no mapping of lists of numbers")
 
 
+def _filled_lists(tree: Tree, name: str) -> None:
+    """Of which means are taken."""
+    _lists(tree, name)
+    if not all(tree.values()):
+        raise DamagedError(f"'{name}' is no mapping of lists of numbers: one is empty")
+
+
+def _is_named(tree: Tree) -> bool:
+    return isinstance(tree, dict) and all(_NAME.fullmatch(name) for name in tree)
+
+
 _AUXILIARY = {
-    "measure_next": False, "record": _lists, "gradient_norms": _numbers, "frames": require_size,
+    "measure_next": False, "record": _filled_lists, "gradient_norms": _numbers, "frames": require_size,
     "fresh": require_size, "generator": anything,
 }  # fmt: skip

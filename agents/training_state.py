@@ -23,6 +23,7 @@ from agents.buffers import Stream
 from agents.vec_state import load_env_state, save_env_state
 from envs.snapshots import save_random, set_random
 from envs.workers import Workers
+from kp3d_rl.keypoint3d import SCENE_BUFFERS
 from kp3d_rl.storage.files import DamagedError
 from kp3d_rl.storage.trees import Tree, anything, require_like, require_size
 
@@ -96,7 +97,10 @@ def load_training_state(model: BaseAlgorithm, state: Mapping[str, Tree]) -> tupl
     saved, same = state["observation"], True
     for key, values in observation.items():
         shown = _array(values)
-        same &= bool((shown[~restarted] == saved[key][~restarted]).all())
+        before, now = saved[key][~restarted], shown[~restarted]
+        same &= bool((now == before).all())
+        if now.dtype != np.uint8 and not np.allclose(now, before, rtol=1e-3, atol=1e-3):  # views are another renderer's
+            raise DamagedError(f"'state.observation.{key}' is not what the environments' state gives")
         saved[key][restarted] = shown[restarted]
     model._last_obs = {key: _like(saved[key], observation[key]) for key in observation}
     model._last_episode_starts = state["episode_starts"] | restarted
@@ -217,6 +221,8 @@ def require_fitting_weights(weights: Mapping[str, torch.Tensor], module: torch.n
         if name not in expected:
             raise DamagedError(f"tensor '{name[:100]}' belongs to nothing in the run")
         _require_tensor(value, expected[name], name)
+        if name.rpartition(".")[2] in SCENE_BUFFERS and not torch.allclose(value, expected[name].cpu(), atol=1e-5):
+            raise DamagedError(f"tensor '{name}' contradicts the run's cameras")
     shared: dict[tuple[int, torch.Size], str] = {}
     for name, value in expected.items():  # a module that stands under several names has the same weights under all
         first = shared.setdefault((value.data_ptr(), value.shape), name)
@@ -279,7 +285,7 @@ def save_random_state(model: BaseAlgorithm) -> dict[str, Tree]:
             "gauss": float(numpy_state["gauss"]),
         },
         "torch": torch.get_rng_state().numpy().copy(),
-        "cuda": [state.numpy().copy() for state in torch.cuda.get_rng_state_all()] if _uses_cuda(model) else [],
+        "cuda": [torch.cuda.get_rng_state(model.device).numpy().copy()] if _uses_cuda(model) else [],
         "actions": save_random(model.action_space.np_random),
     }
 
@@ -308,14 +314,31 @@ def load_random_state(model: BaseAlgorithm, state: Mapping[str, Tree]) -> None:
         key = {"key": _words(numpy_state["key"]), "pos": numpy_state["position"]}
         legacy = {"has_gauss": numpy_state["has_gauss"], "gauss": numpy_state["gauss"]}
         np.random.set_state({"bit_generator": "MT19937", "state": key} | legacy)
+        _require_torch_state(state["torch"])
         torch.set_rng_state(torch.from_numpy(state["torch"]))
         if not np.array_equal(torch.get_rng_state().numpy(), state["torch"]):  # which looks at a part of it alone
             raise ValueError("'random.torch' is no state of torch's generator")
-        if _uses_cuda(model) and len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([torch.from_numpy(words) for words in state["cuda"]])
+        if _uses_cuda(model) and state["cuda"]:  # of a run that began without one, the circumstances tell of it
+            torch.cuda.set_rng_state(torch.from_numpy(state["cuda"][0]), model.device)
         set_random(model.action_space.np_random, state["actions"], "'random.actions'")
     except (ValueError, TypeError, RuntimeError, OverflowError, KeyError) as error:
         raise DamagedError(f"'random' cannot be restored: {' '.join(str(error).split())[:200]}") from None
+
+
+def _require_torch_state(state: np.ndarray) -> None:
+    """Refuse a state with which torch, which does not look, would read beyond its 624 words.
+
+    As in torch's ``CPUGeneratorImpl.cpp``: the seed in 8 bytes, 4 of how many words are left, 4 of whether it was
+    seeded, 8 of the next one's number, then the words in 8 each.
+
+    :raises ValueError: for one that it would not get into.
+    """
+    left, seeded = state[8:16].view(np.int32)
+    following, words = state[16:24].view(np.uint64)[0], state[24 : 24 + 8 * 624].view(np.uint64)
+    begins = left == 1 and following == 0
+    goes_on = 1 <= left <= 624 and following == 625 - left
+    if seeded != 1 or not (begins or goes_on) or (words >= 1 << 32).any():
+        raise ValueError("'random.torch' is no state of torch's generator")
 
 
 def _words(values: np.ndarray) -> np.ndarray:

@@ -104,6 +104,7 @@ class Evaluator:
         self.make, self.episodes = make, episodes
         self.envs: Sequence[gym.Env] = ()
         self.last: Evaluation | None = None
+        self.defines_success = False
 
     def __call__(self, model: BaseAlgorithm) -> None:
         """Evaluate and put the numbers into the model's log."""
@@ -112,14 +113,12 @@ class Evaluator:
         seeds = range(PERIODIC_SEED, PERIODIC_SEED + self.episodes)
         result = evaluate(lambda obs: model.policy.predict(obs, deterministic=True)[0], self.envs, seeds)
         self.last = result
+        self.defines_success = bool(self.envs[0].get_wrapper_attr("defines_success"))  # foreign: known after a step
+        if not hasattr(self.envs[0].unwrapped, "save_state"):
+            self.close()  # a foreign task may carry something from episode to episode, which no checkpoint has
         model.logger.record("evaluation/success_at_end", result.rate("success_at_end"))
         model.logger.record("evaluation/success_once", result.rate("success_once"))
         model.logger.record("evaluation/return", result.mean_return())
-
-    @property
-    def defines_success(self) -> bool:
-        """Whether the environment says what success is; of a foreign one known after its first step only."""
-        return bool(self.envs) and bool(self.envs[0].get_wrapper_attr("defines_success"))
 
     def describe(self) -> str:
         """The last evaluation in a few words: success where there is such a thing, else the return."""
@@ -133,6 +132,7 @@ class Evaluator:
         """Close the evaluation's environments."""
         for env in self.envs:
             env.close()
+        self.envs = ()
 
 
 class Rows(BaseCallback):

@@ -38,6 +38,10 @@ RAYS_ALONE = 0.01
 """Trust in depths that are none, just enough to keep rays that never meet within bounds."""
 
 
+SCENE_BUFFERS = ("intrinsics", "world_from_camera", "centre", "half_extents")
+"""What stands among an encoder's weights and is not learnt: the cameras and the box that it was built for."""
+
+
 @dataclass(frozen=True)
 class Keypoint3DConfig:
     """What a user would vary or ablate.
@@ -172,12 +176,8 @@ class Keypoint3D(nn.Module):
         )
         self.rows, self.columns = grids(layers, rig.height, rig.width)
         self.height, self.width, self.num_views = rig.height, rig.width, rig.num_views
-        for name, value in (
-            ("intrinsics", rig.intrinsics),
-            ("world_from_camera", rig.world_from_camera),
-            ("centre", workspace.centre),
-            ("half_extents", workspace.half_extents),
-        ):
+        scene = (rig.intrinsics, rig.world_from_camera, workspace.centre, workspace.half_extents)
+        for name, value in zip(SCENE_BUFFERS, scene, strict=True):
             self.register_buffer(name, value.clone())
         # Not part of the state: it says what is seen now, not what was learnt.
         self.register_buffer("present", torch.ones(rig.num_views, dtype=torch.bool), persistent=False)

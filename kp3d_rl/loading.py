@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from kp3d_rl.cameras import Rig, Workspace
-from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig
+from kp3d_rl.keypoint3d import SCENE_BUFFERS, Keypoint3D, Keypoint3DConfig
 from kp3d_rl.losses import LossWeights
 from kp3d_rl.storage.files import TENSOR_LIMIT, parse_json, parse_tensors, read_checked, read_sums
 from kp3d_rl.storage.steps import complete_steps, folder_of, latest_step
@@ -38,7 +38,11 @@ def load(run: str | Path, step: int | None = None) -> Keypoint3D:
         rig = Rig.from_arrays(cameras["intrinsics"], cameras["world_from_camera"], cameras["height"], cameras["width"])
         encoder = Keypoint3D(config, rig, Workspace.from_arrays(box["centre"], box["half_extents"]))
         data = read_checked(folder / "policy.safetensors", sums, TENSOR_LIMIT)
-        encoder.load_state_dict(_of_the_encoder(parse_tensors(data, "policy.safetensors")))
+        weights = _of_the_encoder(parse_tensors(data, "policy.safetensors"))
+        for name in SCENE_BUFFERS:
+            if not torch.allclose(weights[name], getattr(encoder, name), atol=1e-5):
+                raise ValueError(f"'{name}' of its weights is not that of rig.json")
+        encoder.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split("\n\t", 2)[:2])  # torch lists every tensor, one a line: the first will do
         raise ValueError(f"{run} holds no usable keypoint encoder: {type(error).__name__}: {reason}") from None

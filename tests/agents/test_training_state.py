@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents.callbacks import AuxiliaryCallback, AuxiliaryConfig
 from agents.offpolicy import KeypointSACPolicy
 from agents.policies import KeypointPolicy
 from agents.replay import FrameReplayBuffer
@@ -43,7 +45,7 @@ def make_model(algorithm: type[BaseAlgorithm]) -> BaseAlgorithm:
     env = make_vec_env([MAKE, MAKE], seed=0)
     shared = {"scene": Scene.of(env), "encoder": ENCODER}
     if algorithm is PPO:
-        options: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "n_epochs": 1}
+        options: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "n_epochs": 1, "max_grad_norm": math.inf}
         return PPO(KeypointPolicy, env, policy_kwargs=shared, seed=0, device="cpu", **options)
     options = {"buffer_size": 40, "replay_buffer_class": FrameReplayBuffer, "batch_size": 4, "learning_starts": 8}
     arguments = shared | {"net_arch": [8, 8], "policy_gradient_scale": 1.0}
@@ -147,6 +149,7 @@ def filled(number: float) -> Callable[[Any], Any]:
         ("counters", [], "'state.counters' is a list where a mapping is expected"),
         ("observation/proprio", filled(np.nan), "'state.observation.proprio' holds NaN or Inf"),
         ("observation/proprio", filled(np.inf), "'state.observation.proprio' holds NaN or Inf"),
+        ("observation/proprio", filled(123), "'state.observation.proprio' is not what the environments' state gives"),
         ("observation/images", lambda old: old[:1], "'state.observation.images' is an array .* of uint8 where"),
         ("observation/images", lambda old: old.astype(np.int8), "is an array .* of int8 where an array .* of uint8"),
         ("episode_starts", lambda old: old.astype(np.uint8), "'state.episode_starts' is an array .* of uint8"),
@@ -231,6 +234,51 @@ def test_random_states_that_are_none(ppo: BaseAlgorithm, path: str, value: Any, 
         load_random_state(ppo, whole)
 
 
+@pytest.mark.parametrize("draws", [0, 1, 5, 623, 624, 625])
+def test_torch_is_kept_from_reading_beyond_its_words(ppo: BaseAlgorithm, draws: int) -> None:
+    """Two numbers say where it is, and they have to agree: it believes whatever both say."""
+    kept = copy.deepcopy(save_random_state(ppo))
+    try:
+        torch.manual_seed(0)
+        torch.rand(draws)
+        honest = save_random_state(ppo)
+        load_random_state(ppo, copy.deepcopy(honest))
+        for left, following in ((624, 624), (0, 625), (-1, 626), (1, 1 << 40), (2, 0), (624, 0), (700, 1)):
+            state = copy.deepcopy(honest)
+            state["torch"][8:12] = np.array([left], np.int32).view(np.uint8)
+            state["torch"][16:24] = np.array([following], np.uint64).view(np.uint8)
+            with pytest.raises(DamagedError, match="'random.torch' is no state of torch's generator"):
+                load_random_state(ppo, state)
+        state = copy.deepcopy(honest)
+        state["torch"][24 + 8 * 100 + 5] = 1
+        with pytest.raises(DamagedError, match="'random.torch' is no state of torch's generator"):
+            load_random_state(ppo, state)
+    finally:
+        load_random_state(ppo, kept)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("record", {"views": []}, "record' is no mapping of lists of numbers"),
+        ("record", {"views": [1]}, "record' is no mapping of lists of numbers"),
+        ("record", {"\ud800": [1.0]}, "record' is no mapping of lists of numbers"),
+        ("record", {"a" * 61: [1.0]}, "record' is no mapping of lists of numbers"),
+        ("gradient_norms", {"a,b": 1.0}, "gradient_norms' is no mapping of numbers"),
+        ("gradient_norms", {"policy": 1}, "gradient_norms' is no mapping of numbers"),
+        ("fresh", -1, "fresh' is a whole number where a count is expected"),
+    ],
+)
+def test_states_of_the_auxiliary_loss_that_are_none(path: str, value: Any, message: str) -> None:
+    model, callback = make_model(PPO), AuxiliaryCallback(AuxiliaryConfig(warmup_frames=0, warmup_steps=0))
+    model.learn(16, callback=callback)
+    state = copy.deepcopy(callback.state())
+    callback.load_state(copy.deepcopy(state))
+    spoil(state, f"auxiliary/{path}", value)
+    with pytest.raises(DamagedError, match=message):
+        callback.load_state(state)
+
+
 def test_pythons_spare_gaussian_number_comes_back(ppo: BaseAlgorithm) -> None:
     for spare in range(2):
         random.seed(3)
@@ -286,7 +334,8 @@ def test_weights_that_are_another_runs(ppo: BaseAlgorithm) -> None:
     moments = copy.deepcopy({"policy": ppo.policy.optimizer.state_dict()})
     whole = {name: value.clone() for name, value in ppo.policy.state_dict().items()}
     name = "action_net.weight"
-    shared = next(other for other in whole if other.startswith("pi_features_extractor."))
+    shared = next(other for other in whole if other.startswith("pi_features_extractor.encoder.views"))
+    box = "features_extractor.encoder.half_extents"
     for weights, message in (
         ({key: value for key, value in whole.items() if key != name}, f"tensor '{name}' is missing"),
         (whole | {"more": torch.zeros(2)}, "tensor 'more' belongs to nothing in the run"),
@@ -294,6 +343,7 @@ def test_weights_that_are_another_runs(ppo: BaseAlgorithm) -> None:
         (whole | {name: whole[name].half()}, f"tensor '{name}' is .* of torch.float16"),
         (whole | {name: whole[name] * torch.inf}, f"tensor '{name}' holds NaN or Inf"),
         (whole | {shared: whole[shared] + 1}, "differ, which are one in the run"),
+        (whole | {box: whole[box] * 10}, f"tensor '{box}' contradicts the run's cameras"),
     ):
         with pytest.raises(DamagedError, match=message):
             load_weights(ppo, weights, moments)

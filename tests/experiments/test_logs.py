@@ -718,7 +718,7 @@ with metrics_logger(Run(path, TrainConfig()), LogConfig(wandb="offline")) as log
         if number in (10, 60):
             states[number] = logger.state()
     (path / "states.json").write_text(json.dumps(states))
-    for _ in range(100):
+    for _ in range(1200):
         if sum(file.stat().st_size for file in path.glob("wandb/*/*.wandb")) > 1 << 16:
             break
         time.sleep(0.1)

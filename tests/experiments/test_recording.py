@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from stable_baselines3 import PPO
@@ -61,13 +62,51 @@ def test_periodic_evaluation_leaves_the_training_environments_alone_and_repeats(
     evaluator(model)
     first = dict(recorded)
     evaluator(model)
-    assert (
-        recorded == first and len(evaluator.envs) == 4 and evaluator.last.rate() == first["evaluation/success_at_end"]
-    )
+    assert recorded == first and evaluator.last.rate() == first["evaluation/success_at_end"]
     assert evaluator.describe() == f"{100 * evaluator.last.rate():.0f} % of 4 episodes end in success"
-    evaluator.envs[0].defines_success = False
+    evaluator.defines_success = False
     assert evaluator.describe() == f"return {evaluator.last.mean_return():.1f}"
     evaluator.close()
+
+
+class CarryingEnv(DotEnv):
+    """Its rewards grow from episode to episode, which no checkpoint of a training knows."""
+
+    episodes = 0
+
+    @property
+    def save_state(self) -> Any:
+        raise AttributeError("a foreign task has no such method")
+
+    def reset(self, **arguments: Any) -> Any:
+        self.episodes += 1
+        return super().reset(**arguments)
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, reward + self.episodes, *rest
+
+
+class TellingEnv(CarryingEnv):
+    """As our own tasks, whose episodes depend on nothing before them."""
+
+    def save_state(self) -> dict:
+        return {}
+
+
+def test_what_a_foreign_task_carries_on_is_not_carried_from_one_evaluation_to_the_next() -> None:
+    """A run that goes on has new environments for its evaluations; they must be as good as those that it had."""
+    returns: list[float] = []
+    policy = SimpleNamespace(predict=lambda obs, deterministic: (0 * obs["proprio"][:, :1].repeat(3, 1), None))
+    model = SimpleNamespace(policy=policy, logger=SimpleNamespace(record=lambda *_: None))
+    for kind, count in ((CarryingEnv, 3), (TellingEnv, 2)):
+        evaluator = Evaluator(kind, 1)
+        for _ in range(count):
+            evaluator(model)
+            returns.append(evaluator.last.mean_return())
+        evaluator.close()
+        assert evaluator.envs == ()
+    assert returns[0] == returns[1] == returns[2] == returns[3] != returns[4]
 
 
 def test_nothing_auxiliary_runs_in_an_evaluation_between_rollout_and_update() -> None:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import kp3d_rl
@@ -236,6 +237,17 @@ def test_encoder_loads_beside_stray_folders_and_from_runs_that_lack_newer_option
         with pytest.raises(ValueError, match="copy holds no usable keypoint encoder"):
             kp3d_rl.load(copied)
         (copied / name).write_bytes(before)
+
+
+def test_cameras_among_the_weights_must_be_those_of_the_run(copied: Path) -> None:
+    weights = copied / "checkpoints" / "000000160" / "policy.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    for name in ("intrinsics", "half_extents"):
+        other = {n: value * 10 if n.endswith(f"encoder.{name}") else value for n, value in tensors.items()}
+        safetensors.torch.save_file(other, weights)
+        sign(weights.parent)
+        with pytest.raises(ValueError, match=f"'{name}' of its weights is not that of rig.json"):
+            kp3d_rl.load(copied)
 
 
 def test_weights_that_do_not_fit_are_one_line(copied: Path) -> None:
