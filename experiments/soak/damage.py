@@ -38,6 +38,7 @@ from experiments.soak.judge import wrong
 from experiments.soak.kinds import change_kind
 from experiments.soak.mutators import CANARY, STRUCTURED, mutate
 from experiments.soak.patient import Patient
+from experiments.soak.states import change_state
 from experiments.soak.watch import Hangs, limit_memory, quiet, time_limit, watched
 
 Result = TypeVar("Result")
@@ -52,9 +53,9 @@ MEMORY = 4 << 30
 """Bytes that a process may have beyond what it has when it is ready."""
 FILES = 400
 """Files that a process damages: what libraries keep of each load must not be taken for what a file asked for."""
-KINDS, MEANT, PROGRAM, GO_ON = 0.1, 0.5, 0.01, 0.5
-"""Shares: of things that become something else, of changes of what a file says, of folders for another program, of
-accepted loads that are trained on."""
+KINDS, STATES, MEANT, PROGRAM, GO_ON = 0.1, 0.15, 0.5, 0.01, 0.5
+"""Shares: of things that become something else, of changes of the state in both of its files, of what a file says, of
+folders for another program, of accepted loads that are trained on."""
 
 
 def _encoder(argv: list[str]) -> None:
@@ -291,6 +292,10 @@ def harmed(patient: Patient, draw: random.Random) -> Harm:
         if signed:
             patient.sign()
         return Harm(f"{what}{', signed' if signed else ''}", True, signed)
+    if draw.random() < STATES:
+        what = change_state(patient.path / "checkpoints" / f"{patient.newest:09d}", draw)
+        patient.sign()
+        return Harm(f"{what}, signed", True, True)
     name = patient.draw_target(draw)
     meant = name.suffix in STRUCTURED and draw.random() < MEANT
     data = (STRUCTURED[name.suffix] if meant else mutate)(patient.whole[name], draw)

@@ -6,15 +6,18 @@ import copy
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import load as parse_safetensors
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents.buffers import Stream
 from agents.training_state import optimizers
 from experiments.runs import Checkpoint, Run
 from kp3d_rl.storage.trees import pack
@@ -30,12 +33,14 @@ class Loaded:
     :param checkpoint: that was read; None where the run begins anew.
     :param model: with everything in it; None where the configuration is another one.
     :param states: what model, callbacks, logs and generators say of themselves after the load.
+    :param streams: of the frames in the model's buffers.
     """
 
     run: Run
     checkpoint: Checkpoint | None
     model: BaseAlgorithm | None = None
     states: dict[str, Any] | None = None
+    streams: Sequence[Stream] = ()
 
 
 def wrong(loaded: Loaded, changed: bool) -> str | None:
@@ -91,7 +96,21 @@ def _wrong_model(folder: Path, head: dict[str, Any], policy: Tensors, loaded: Lo
         return "moments of the optimisers that the file does not say"
     if _plain(groups) != _plain(head["optimizer_groups"]):
         return "groups of the optimisers that the file does not say"
-    return _wrong_states(folder, head["state"], loaded.states or {})
+    return _wrong_states(folder, head["state"], loaded.states or {}) or _wrong_frames(loaded)
+
+
+def _wrong_frames(loaded: Loaded) -> str | None:
+    """Buffers hold what the segments hold."""
+    streams = {stream.name: stream for stream in loaded.streams}
+    for segment in loaded.checkpoint.segments:
+        stream = streams[segment.stream]
+        gone = max(0, stream.first - segment.first)
+        if gone < segment.count:
+            said = parse_safetensors((loaded.run.path / "segments" / segment.name).read_bytes())
+            found = stream.read(segment.first + gone, segment.end)
+            if different := _differ({name: values[gone:] for name, values in said.items()}, found):
+                return f"frames {different} of {segment.name} that the file does not say"
+    return None
 
 
 def _wrong_states(folder: Path, said: dict[str, Any], states: dict[str, Any]) -> str | None:
@@ -104,9 +123,25 @@ def _wrong_states(folder: Path, said: dict[str, Any], states: dict[str, Any]) ->
     for name, part in plain.items():
         if _plain(part) != _plain(said[name]):
             return f"'{name}' is not what the file says: {_first_difference(part, said[name], name)}"
-    arrays = {name: array for name, array in arrays.items() if not name.endswith(".physics")}  # MuJoCo makes norms 1
-    different = _differ({name: known.get(name, torch.zeros(0)) for name in arrays}, arrays)
+    physics = {name for name in arrays if name.endswith(".physics")}
+    for name in sorted(physics):
+        if not _is_same_physics(known[name].numpy(), arrays[name].numpy()):
+            return f"the array {name!r} is not what the file says"
+    different = _differ(*({name: some[name] for name in arrays.keys() - physics} for some in (known, arrays)))
     return f"the array {different} is not what the file says" if different else None
+
+
+def _is_same_physics(said: np.ndarray, found: np.ndarray) -> bool:
+    """Whether MuJoCo's state is the one that the file says, but for quaternions, whose norms it makes 1."""
+    if said.shape != found.shape:
+        return False
+    free = set()
+    for start in range(max(0, said.size - 3)):
+        quaternion, norm = said[start : start + 4], np.linalg.norm(said[start : start + 4])
+        is_unit = np.isclose(np.linalg.norm(found[start : start + 4]), 1.0, atol=1e-9)
+        if is_unit and np.allclose(found[start : start + 4] * norm, quaternion, rtol=1e-9, atol=1e-12):
+            free |= set(range(start, start + 4))
+    return all(index in free for index in np.flatnonzero(said != found))
 
 
 def _parsed(folder: Path, name: str) -> Tensors:

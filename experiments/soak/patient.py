@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents.buffers import Stream
 from agents.training_state import save_random_state, save_training_state
 from experiments.algorithms import load_policy
 from experiments.building import make_env, make_training_env, require_same_scene, use_threads
@@ -134,7 +135,7 @@ class Patient:
                 self._build(run.config)
             require_same_scene(run, self.scene)
             load_checkpoint(run, self.model, checkpoint)
-            return Loaded(run, checkpoint, self.model, self._states(run, checkpoint))
+            return Loaded(run, checkpoint, self.model, *self._states(run, checkpoint))
 
     def _goes_on(self, run: Run) -> bool:
         """Whether a run's configuration is the patient's, or as good."""
@@ -148,8 +149,8 @@ class Patient:
         self.model, self.scene = build(config, self.env)
         self.built_for = config
 
-    def _states(self, run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Put back what comes back when training starts; what everything then says of itself."""
+    def _states(self, run: Run, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[Stream]]:
+        """Put back what comes back when training starts; what everything then says of itself, and the buffers."""
         with metrics_logger(run, run.config.log, checkpoint.state["log"]) as logger:
             self.model.set_logger(logger)
             first, *others = callbacks(run, Evaluator(lambda: make_env(run.config), 1), StopRequest(), checkpoint)
@@ -163,7 +164,7 @@ class Patient:
                 states |= {"training": save_training_state(self.model), "random": save_random_state(self.model)}
                 states |= {"log": logger.state(), "rollouts": first.rollouts, "due": first.due}
                 states["log"]["tensorboard"] = checkpoint.state["log"]["tensorboard"]  # by now there is a new file
-                return states
+                return states, first._streams() if started else []
             finally:
                 for part in parts.values() if started else ():
                     part.on_training_end()

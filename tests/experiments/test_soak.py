@@ -31,7 +31,9 @@ from experiments.soak.kills import differences
 from experiments.soak.kinds import change_kind
 from experiments.soak.mutators import STRUCTURED, change_tree
 from experiments.soak.patient import Patient
+from experiments.soak.states import change_state
 from experiments.soak.watch import quiet
+from kp3d_rl.storage.trees import pack, unpack
 from tests.experiments.conftest import run_in
 
 
@@ -84,7 +86,8 @@ def planted_open(fault: str) -> object:
 )  # fmt: skip
 def test_planted_faults_are_found(patient: Patient, monkeypatch: pytest.MonkeyPatch, fault: str, message: str) -> None:
     monkeypatch.setattr(Run, "open", planted_open(fault))
-    monkeypatch.setattr(soak_damage, "PATIENCE", 1.0)
+    if fault == "hang":
+        monkeypatch.setattr(soak_damage, "PATIENCE", 1.0)
     (patient.path / "link").symlink_to(patient.outside)
     report = soak_damage.one(patient, "0")
     assert any(message in failure for failure in report.failures), report.failures
@@ -112,7 +115,7 @@ def plant_ends() -> None:
 
 def test_processes_that_die_or_hang_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak_damage, "TRAININGS", ("ppo",))
-    monkeypatch.setattr(soak_damage, "PATIENCE", 2.0)
+    monkeypatch.setattr(soak_damage, "PATIENCE", 4.0)
     report = damage(tmp_path, 3, seed=5, plant=plant_ends)
     died, hung, left = report.failures
     assert report.counts == {"died": 3}
@@ -145,7 +148,9 @@ def test_a_load_that_ignores_checksums_is_found(
     ("part", "message"),
     [("policy", "a model with weights"), ("moments", "moments of the optimisers"), ("groups", "groups of the"),
      ("generators", "the array 'random.numpy.key'"), ("counters", "'training' is not what the file says"),
-     ("callbacks", "'parts' is not"), ("step", "a model at another step"), ("encoder", "options of the encoder")],
+     ("callbacks", "'parts' is not"), ("physics", ".physics' is not what the file says"),
+     ("frames", "frames 'images' of frames-"), ("step", "a model at another step"),
+     ("encoder", "options of the encoder")],
 )  # fmt: skip
 def test_a_load_of_what_no_file_says_is_found(patient: Patient, part: str, message: str) -> None:
     patient.mend()
@@ -167,6 +172,16 @@ def test_a_load_of_what_no_file_says_is_found(patient: Patient, part: str, messa
         states["training"]["counters"]["updates"] += 1
     if part == "callbacks":
         states["parts"]["rows"]["iterations"] += 1
+    if part == "physics":
+        _, arrays = pack(states)  # which makes new ones
+        name = next(name for name in arrays if name.endswith(".physics"))
+        tree = states
+        for step in name.split(".")[:-1]:
+            tree = tree[int(step) if isinstance(tree, list) else step]
+        tree["physics"] = tree["physics"] + 1e-6
+    if part == "frames":
+        frames = next(stream for stream in loaded.streams if stream.name == "frames")
+        frames.rings["images"][3] += 1
     if part == "step":
         loaded.model.num_timesteps += 1
     if part == "encoder":  # in the file, after it was read
@@ -213,6 +228,23 @@ def test_every_place_of_a_tree_is_changed_at_times() -> None:
         found |= {name for name, value in {"a": [1, 2, {"b": "c"}], "d": 5}.items() if tree.get(name) != value}
         found |= {"long"} if len(str(tree)) > 10_000 else set()
     assert found == {"a", "d", "long"}
+
+
+def test_states_are_changed_in_both_files_so_that_they_fit_each_other(patient: Patient) -> None:
+    patient.mend()
+    folder, said, more, less = patient.path / "checkpoints" / f"{patient.newest:09d}", [], 0, 0
+    whole = parse_safetensors((folder / "training.safetensors").read_bytes())
+    for seed in [*range(150), *range(20)]:
+        said.append(change_state(folder, random.Random(seed)))
+        plain = json.loads((folder / "state.json").read_bytes())["state"]
+        arrays = parse_safetensors((folder / "training.safetensors").read_bytes())
+        if "\ud800" not in str(plain):  # a name that only one of the files can spell
+            assert pack(unpack(plain, arrays))[1].keys() == arrays.keys()
+        more, less = more + bool(arrays.keys() - whole.keys()), less + bool(whole.keys() - arrays.keys())
+        patient.mend()
+    assert said[:20] == said[150:] and more > 10 and less > 10
+    for what in ("another value", "another array", "another content", "an entry more", "an entry less"):
+        assert any(what in one for one in said), what
 
 
 def test_a_run_is_mended_whatever_has_become_of_it(patient: Patient) -> None:
