@@ -78,6 +78,7 @@ class Host:
     """
 
     def __init__(self, modules: Sequence[str], constructors: Mapping[int, Any], count: int, memory: int) -> None:
+        snapshots.take_over_warnings()
         for module in modules:
             importlib.import_module(module)
         self.envs: dict[int, gym.Env] = {row: make() for row, make in constructors.items()}

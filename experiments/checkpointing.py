@@ -245,6 +245,7 @@ def report_circumstances(run: Run, checkpoint: Checkpoint) -> None:
     then, now = checkpoint.state.get("circumstances"), circumstances(run.config)
     if not isinstance(then, dict):
         return
-    changes = [f"{name} {printable(then.get(name), 80)} -> {new}" for name, new in now.items() if then.get(name) != new]
+    said = {name: (printable(then.get(name), 80), printable(new, 80)) for name, new in now.items()}
+    changes = [f"{name} {before} -> {new}" for name, (before, new) in said.items() if before != new]
     if changes:
         print(f"note: the run goes on, but maybe not bit for bit: {'; '.join(changes)}", file=sys.stderr)

@@ -7,29 +7,25 @@ Environments with methods ``save_state() -> dict`` and ``load_state(state) -> ob
 state themselves, as :class:`envs.tasks.arm.ArmEnv` does. All others are brought back by :class:`EpisodeLog`, which
 plays their episode again.
 """
+
 from __future__ import annotations
 
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from envs.errors import UserError
 from envs.snapshots.forms import require_finite_array, require_form, require_number
-from envs.snapshots.physics import (
-    FreshModel,
-    check_physics,
-    load_physics,
-    may_be_set,
-    model_fields,
-    save_physics,
-)
+from envs.snapshots.physics import FreshModel, check_physics, load_physics, model_fields, save_physics
 from envs.snapshots.random_state import check_random, load_random, save_random, set_random
-from envs.snapshots.replay import EpisodeLog, ReplayError
+from envs.snapshots.replay import EpisodeLog, ReplayError, name_of
+from envs.snapshots.warnings import take_over_warnings
 
 __all__ = [
     "EpisodeLog", "FreshModel", "ReplayError", "check_physics", "check_random", "load", "load_physics", "load_random",
-    "may_be_set", "model_fields", "require_finite_array", "require_form", "require_number", "save", "save_physics",
-    "save_random", "set_random",
+    "model_fields", "require_finite_array", "require_form", "require_number", "save", "save_physics", "save_random",
+    "set_random", "take_over_warnings",
 ]  # fmt: skip
 
 
@@ -51,16 +47,27 @@ def load(env: gym.Env, row: int, state: Any) -> tuple[Any, str | None]:
     :param row: its number, for the message.
     :param state: as :func:`save` gave it.
     :return: the present observation, and why a new episode was begun, None where the old one goes on.
-    :raises UserError: where it lacks these methods, or the state is not one of it.
+    :raises UserError: where it lacks these methods, the state is not one of it, or what is then observed is not finite.
     """
     _require_methods(env, row)
+    take_over_warnings()
     try:
-        return env.load_state(state), None
+        observation = env.load_state(state)
+        if not _finite(observation):
+            raise UserError(f"the state of {name_of(env)} leads to an observation that holds NaN or Inf")
+        return observation, None
     except ReplayError as error:
         observation, _ = env.reset()
         return observation, str(error)
     except UserError as error:
         raise UserError(f"environment {row}: {error}") from None
+
+
+def _finite(tree: Any) -> bool:
+    """Whether no array of a tree of dicts holds NaN or infinity."""
+    if isinstance(tree, dict):
+        return all(map(_finite, tree.values()))
+    return np.asarray(tree).dtype.kind != "f" or bool(np.isfinite(tree).all())
 
 
 def _require_methods(env: gym.Env, row: int) -> None:

@@ -19,11 +19,11 @@ from envs.snapshots import (
     check_random,
     load_physics,
     load_random,
-    may_be_set,
     require_form,
     require_number,
     save_physics,
     save_random,
+    take_over_warnings,
 )
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -45,8 +45,9 @@ class ArmEnv(gym.Env):
     :meth:`success`) and what a policy without eyes would have to know (:meth:`task_state`). If it knows how to solve
     itself, it has a method ``scripted_action() -> (4,)``, which pretraining can play episodes with.
 
-    Simulation, model and random state are saved with a run and restored. A task that keeps anything else from one step
-    to the next adds it to :meth:`save_state` and takes it back in :meth:`load_state`.
+    Simulation, random state and the fields of the model that the task names in ``model_changes`` are saved with a run
+    and restored. A task that keeps anything else from one step to the next adds it to :meth:`save_state` and takes it
+    back in :meth:`load_state`.
     """
 
     metadata = {"render_modes": [], "render_fps": round(1 / CONTROL_STEP)}
@@ -58,9 +59,12 @@ class ArmEnv(gym.Env):
     probe_bodies: tuple[str, ...] = ("end_effector",)
     horizon: int = 50
     defines_success = True
+    model_changes: tuple[str, ...] = ()
+    """fields of the model that episodes change, named as in MuJoCo ("geom_rgba", "opt.gravity"): no file sets others"""
 
     def __init__(self, model_file: str) -> None:
         """:param model_file: name of the task's MJCF in ``envs/assets``; it must include ``arm.xml``."""
+        take_over_warnings()
         self.fullpath = str(ASSETS / model_file)
         self.model = mujoco.MjModel.from_xml_path(self.fullpath)
         self.data = mujoco.MjData(self.model)
@@ -80,7 +84,7 @@ class ArmEnv(gym.Env):
     # What a task defines.
 
     def place(self, rng: np.random.Generator) -> None:
-        """Draw a start: move the task's things in ``self.model`` and ``self.data``."""
+        """Draw a start: move the task's things in ``self.data`` and ``self.model`` (see ``model_changes``)."""
         raise NotImplementedError
 
     def reward(self) -> float:
@@ -143,12 +147,15 @@ class ArmEnv(gym.Env):
     def save_state(self) -> dict[str, Any]:
         """All that the coming steps and episodes depend on, as plain values and arrays (:mod:`envs.snapshots`).
 
-        :raises UserError: where the task has changed a part of the model that cannot be restored.
+        :raises UserError: where the task has changed a part of the model that would not be restored.
         """
-        changed = self._remember_model().changed(self.model)
+        fresh = self._remember_model()
+        changed = fresh.changed(self.model)
         for name, value in changed.items():
-            if not may_be_set(name, value):
-                raise UserError(f"{type(self).__name__} cannot be saved: it changes the model's field {name}")
+            objection = fresh.objection(name, value)
+            if objection is not None:
+                who = type(self).__name__
+                raise UserError(f"{who} cannot be saved: it changes the model's field {name}, which {objection}")
         return {
             "elapsed": self._elapsed,
             "physics": save_physics(self.model, self.data),
@@ -161,21 +168,20 @@ class ArmEnv(gym.Env):
 
         :param state: as :meth:`save_state` gave it.
         :return: the present observation.
-        :raises UserError: if it is no such state.
+        :raises UserError: if it is no such state; then the environment stays as it was.
         """
-        what = f"the state of {type(self).__name__}"
-        require_form(state, dict.fromkeys(self.save_state()), what)  # a subclass's entries are among them
+        what, before = f"the state of {type(self).__name__}", self.save_state()
+        require_form(state, dict.fromkeys(before), what)  # a subclass's entries are among them
         require_number(state["elapsed"], int, f"{what}: 'elapsed'", 0, self.horizon)
         check_physics(self.model, state["physics"], f"{what}: 'physics'")
-        fresh = self._remember_model()
-        fresh.check(self.model, state["model"], f"{what}: 'model'")
+        self._remember_model().check(self.model, state["model"], f"{what}: 'model'")
         check_random(state["random"], f"{what}: 'random'")
-        fresh.restore(self.model, state["model"])
-        load_physics(self.model, self.data, state["physics"])
-        load_random(self, state["random"])
-        self._elapsed = state["elapsed"]
-        self._refresh()
-        return self._observation()
+        self._become(state)
+        observation = self._observation()
+        if not np.isfinite(observation).all():
+            self._become(before)
+            raise UserError(f"{what} leads to an observation that holds NaN or Inf")
+        return observation
 
     @property
     def end_effector(self) -> np.ndarray:
@@ -205,8 +211,16 @@ class ArmEnv(gym.Env):
     def _remember_model(self) -> FreshModel:
         """What the model is before any episode: afterwards a task's :meth:`place` may change it."""
         if self._fresh_model is None:
-            self._fresh_model = FreshModel(self.model)
+            self._fresh_model = FreshModel(self.model, self.model_changes)
         return self._fresh_model
+
+    def _become(self, state: dict[str, Any]) -> None:
+        """Take over a state that was checked."""
+        self._remember_model().restore(self.model, state["model"])
+        load_physics(self.model, self.data, state["physics"])
+        load_random(self, state["random"])
+        self._elapsed = state["elapsed"]
+        self._refresh()
 
     def _settle(self, start: np.ndarray) -> None:
         """Bring the gripper to its start and to rest, before the episode begins."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -25,7 +27,8 @@ from envs.registry import env_ids, make
 from envs.snapshots import ReplayError, model_fields, save_physics, save_random
 from envs.tasks.arm import ASSETS, ArmEnv
 from envs.tasks.reach import ReachEnv
-from tests.counting import differences, spoilt, through_files
+from envs.workers import Workers
+from tests.counting import CountingEnv, differences, spoilt, through_files
 
 CAMERAS = ASSETS / "cameras"
 SMALL: dict[str, Any] = dict(height=16, width=16, observe=("images", "proprio", "state"))
@@ -290,7 +293,7 @@ def test_a_count_that_a_task_forgets_to_save_is_noticed(task: type[ArmEnv]) -> N
 class RepaintedReach(ReachEnv):
     """Changes its model in every episode, more and more."""
 
-    field = "geom_rgba"
+    model_changes = ("geom_rgba", "dof_damping", "opt.gravity", "opt.impratio", "geom_contype", "geom_matid")
 
     def place(self, rng: np.random.Generator) -> None:
         super().place(rng)
@@ -306,7 +309,7 @@ def test_a_model_that_a_task_changes_goes_on() -> None:
     one, other = (MultiViewObservation(RepaintedReach(), ReachEnv.cameras, **SMALL) for _ in range(2))
     one.reset(seed=0)
     play(one, np.random.default_rng(0), 55)
-    assert {"geom_rgba", "dof_damping", "opt.gravity", "opt.impratio"} <= set(one.save_state()["state"]["model"])
+    assert set(RepaintedReach.model_changes) - {"geom_contype"} <= set(one.save_state()["state"]["model"])
     other.reset(seed=7)  # what it changed itself is undone
     saved_and_loaded(one, other)
     assert not differences(kept(one.unwrapped), kept(other.unwrapped)) and not go_on(one, other)
@@ -319,7 +322,14 @@ def test_a_task_that_changes_what_cannot_be_restored_is_refused() -> None:
     task = ReachEnv()
     task.reset(seed=0)
     task.model.geom_dataid[0] = 3
-    with pytest.raises(UserError, match="^ReachEnv cannot be saved: it changes the model's field geom_dataid$"):
+    message = "^ReachEnv cannot be saved: it changes the model's field geom_dataid, which may not be set$"
+    with pytest.raises(UserError, match=message):
+        task.save_state()
+    task = ReachEnv()
+    task.reset(seed=0)
+    task.model.dof_damping[0] *= 2.0
+    message = "it changes the model's field dof_damping, which is not named in the task's model_changes$"
+    with pytest.raises(UserError, match=message):
         task.save_state()
 
 
@@ -441,6 +451,190 @@ def test_each_part_of_an_episode_is_needed(drifting: Callable, part: str) -> Non
         other.load_state(state)
 
 
+class Telling(gym.Wrapper):
+    """Counts the episodes, and tells them.
+
+    :param tell: of the number of episodes and the reward, None at a reset: the reward, and more to say in the infos;
+        "ends" there ends the episode.
+    """
+
+    def __init__(self, env: gym.Env, tell: Callable[[int, float | None], tuple[float | None, dict]]) -> None:
+        super().__init__(env)
+        self.tell, self.episodes = tell, 0
+
+    def reset(self, **arguments: Any) -> Any:
+        self.episodes += 1
+        observation, info = super().reset(**arguments)
+        return observation, info | self.tell(self.episodes, None)[1]
+
+    def step(self, action: np.ndarray) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        reward, more = self.tell(self.episodes, reward)
+        return observation, reward, more.pop("ends", terminated), truncated, info | more
+
+
+TOLD: dict[str, tuple[bool, Callable]] = {
+    "reward": (True, lambda count, reward: (reward and reward / count, {})),
+    "end": (True, lambda count, reward: (reward, {} if reward is None else {"ends": count > 1})),
+    "reset": (True, lambda count, reward: (reward, {"count": count} if reward is None else {})),
+    "int": (True, lambda count, reward: (reward, {} if reward is None else {"count": count})),
+    "bool": (True, lambda count, reward: (reward, {"first": count == 1})),
+    "NumPy's number": (True, lambda count, reward: (reward, {"count": np.int16(count)})),
+    "array": (True, lambda count, reward: (reward, {"counts": np.zeros((count, 0), np.float32)})),
+    "nested": (True, lambda count, reward: (reward, {"a": {"more": [{"b": (1, count)}]}})),
+    "nothing": (False, lambda count, reward: (reward, {"t": 1, "nan": math.nan, "deep": [[[np.ones(1)]]]})),
+    "text": (False, lambda count, reward: (reward, {"episode": str(count), "object": object(), "type": np.array("a")})),
+    "clocks": (False, lambda count, reward: (reward, {"step_time": count, "e": {"r": 1.0, "l": 1, "t": count}})),
+    "endless": (False, lambda count, reward: (reward, {"info": endless(count)})),
+    "odd": (False, lambda count, reward: (reward, {1: count, "\ud800": 10**5000, "none": None})),
+}
+
+
+def endless(count: int) -> dict[str, Any]:
+    tree: dict[str, Any] = {"text": str(count)}
+    tree["tree"] = tree
+    return tree
+
+
+def seen_reacher(wrap: Callable[[gym.Env], gym.Env]) -> MultiViewObservation:
+    """Reacher in a wrapper, without images."""
+    return MultiViewObservation(wrap(gym.make("Reacher-v5")), [VIEW], height=4, width=4, observe=("state",))
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("what", TOLD)
+def test_what_steps_answer_shows_that_an_episode_is_another_one(what: str, steps: int) -> None:
+    matters, tell = TOLD[what]
+    one, other = (seen_reacher(functools.partial(Telling, tell=tell)) for _ in range(2))
+    one.reset(seed=0)
+    for count in (4, 5, steps):
+        for _ in range(count):
+            one.step(np.ones(2, np.float32))
+        if count != steps:
+            one.reset()
+    state = through_files(one.save_state())
+    if matters:
+        message = f"after {steps or 5} replayed actions: it depends on more than was saved, or this machine computes"
+        with pytest.raises(ReplayError, match=message):
+            other.load_state(state)
+    else:
+        other.load_state(state)
+        assert not differences(through_files(other.save_state()), state)
+
+
+WRAPPERS: dict[str, Callable[[gym.Env], gym.Env]] = {
+    "limit": lambda env: gym.wrappers.TimeLimit(env, 7),
+    "statistics": gym.wrappers.RecordEpisodeStatistics,
+    "rewards": gym.wrappers.NormalizeReward,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("env_id", ["Reacher-v5", "InvertedPendulum-v5", "Hopper-v5"])
+def test_environments_in_wrappers_go_on_bit_for_bit_or_not_at_all(env_id: str, wrapper: str) -> None:
+    def made() -> MultiViewObservation:
+        inner = WRAPPERS[wrapper](gym.make(env_id, max_episode_steps=9))
+        return MultiViewObservation(inner, [VIEW], height=4, width=4, observe=("state",))
+
+    for episode, steps in itertools.product(range(4), range(3)):
+        one, other = made(), made()
+        one.reset(seed=0)
+        play(one, np.random.default_rng(0), 0, ends=episode)
+        play(one, np.random.default_rng(1), steps)
+        state = through_files(one.save_state())
+        if wrapper == "rewards" and episode + (steps > 0) > 1:  # statistics of earlier episodes are lost
+            with pytest.raises(ReplayError, match=f"^{env_id} is not where it was after [1-9] replayed actions: "):
+                other.load_state(state)
+        else:
+            other.load_state(state)
+            assert not differences(through_files(other.save_state()), state), "a second resume"
+            assert not differences(*(without_time(play(env, np.random.default_rng(1), 0, 2)) for env in (one, other)))
+
+
+def without_time(seen: list[Any]) -> list[Any]:
+    """What was seen, but for how long it took."""
+    for step in seen:
+        step[-1].get("episode", {}).pop("t", None)
+    return seen
+
+
+def test_an_episode_that_is_refused_leaves_nothing_behind(drifting: Callable) -> None:
+    one, other = drifting(), drifting()
+    one.reset(seed=0)
+    play(one, np.random.default_rng(0), 8)
+    state, new = one.save_state(), kept(other.unwrapped.model)
+    episode = state["state"]["episode"]
+    episode["model"] = {"opt.gravity": np.array([0.0, 0.0, 1e9]), "geom_rgba": np.ones((1, 4), np.float32)}
+    episode["physics"] += 1e9
+    other.reset(seed=1)
+    with pytest.raises(ReplayError):
+        other.load_state(state)
+    assert not differences(kept(other.unwrapped.model), new)
+    model, data = other.unwrapped.model, other.unwrapped.data
+    assert not differences(save_physics(model, data), save_physics(model, mujoco.MjData(model)))
+    assert save_random(other.unwrapped.np_random) == episode["random_then"]
+    assert other.save_state()["state"] == {"episode": None}
+
+
+def test_a_refused_texture_is_taken_off_again() -> None:
+    one, other = make_ant(), make_ant()
+    one.reset(seed=0)
+    state, new = one.save_state(), kept(other.unwrapped.model)
+    episode = state["state"]["episode"]
+    assert new["tex_data"].nbytes > 1 << 16
+    episode["model"] = {"tex_data": new["tex_data"] // 2}
+    with pytest.raises(ReplayError, match="after 0 replayed actions"):
+        other.load_state(state)
+    assert not differences(kept(other.unwrapped.model), new)
+    assert not differences(other.reset(seed=0), one.reset(seed=0))
+
+
+def test_what_no_file_may_set_is_left_out_and_seen_in_the_replay(drifting: Callable) -> None:
+    one, other = drifting(), drifting()
+    one.reset(seed=0)
+    one.unwrapped.model.opt.timestep *= 2.0
+    one.unwrapped.model.opt.gravity[0] = np.inf
+    one.unwrapped.data.qvel[:] = np.nan
+    one.reset(seed=0)
+    state = through_files(one.save_state())
+    episode = state["state"]["episode"]
+    assert np.isfinite(episode["physics"]).all() and not {"opt.timestep", "opt.gravity"} & set(episode["model"])
+    with pytest.raises(ReplayError):
+        other.load_state(state)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("opt.timestep", np.array(0.004), "'model': the model's field opt.timestep may not be set$"),
+        ("opt.gravity", np.full(3, np.inf), "field opt.gravity holds NaN or Inf$"),
+        ("body_pos", np.full((2, 3), 1e308), "field body_pos holds numbers beyond 1e.10$"),
+    ],
+)
+@pytest.mark.parametrize("which", ["episode", "before"])
+def test_fields_of_foreign_models_are_checked(
+    drifting: Callable, which: str, field: str, value: np.ndarray, says: str
+) -> None:
+    env = drifting()
+    env.reset(seed=0)
+    play(env, np.random.default_rng(0), 6)
+    state = env.save_state()
+    episode = state["state"]["episode"]
+    assert episode["before"]["steps"] == 6 and episode["steps"] == 0
+    (episode if which == "episode" else episode["before"])["model"][field] = value
+    with pytest.raises(UserError, match=says):
+        env.load_state(state)
+
+
+def test_what_is_observed_must_be_finite(drifting: Callable) -> None:
+    one, other = drifting(), drifting()
+    one.unwrapped.data.qpos[:] = 1e200  # finite, but not as float32
+    message = "^environment 3: the state of DriftingEnv leads to an observation that holds NaN or Inf$"
+    with np.errstate(over="ignore"), pytest.raises(UserError, match=message):
+        one.reset(seed=0)
+        snapshots.load(other, 3, through_files(one.save_state()))
+
+
 def test_actions_keep_their_type_and_long_episodes_all_of_them(drifting: Callable) -> None:
     one, other = drifting(), drifting()
     one.unwrapped.horizon = other.unwrapped.horizon = 10**6
@@ -484,6 +678,7 @@ def test_whatever_is_wrong_is_said_in_one_line(kind: str) -> None:
             refused += 1
     assert refused > 150
     harmless = ("success = True", "random = None", "random_then = None", "options = ", "episode = None", "model = {}")
+    harmless += ("before = None",)
     taken = [where for where in taken if not any(part in where for part in (*harmless, "model without its first"))]
     assert not taken
 
@@ -497,8 +692,12 @@ def test_whatever_is_wrong_is_said_in_one_line(kind: str) -> None:
         (lambda s: s["model"].update(body_parentid=np.full(9, 9**9)), "the model's field body_parentid may not be set"),
         (lambda s: s["model"].update({"__class__": np.zeros(3)}), "a model has no field '__class__'"),
         (lambda s: s["model"].update({"opt.__class__": np.zeros(3)}), "a model has no field 'opt.__class__'"),
-        (lambda s: s["model"].update({"opt.timestep": np.array(math.nan)}), "'opt.timestep' holds NaN"),
-        (lambda s: s["model"].update({"geom_rgba": np.zeros((2, 4), np.float32)}), "'geom_rgba' is an array"),
+        (lambda s: s["model"].update({"opt.timestep": np.array(0.0)}), "field opt.timestep may not be set$"),
+        (lambda s: s["model"].update({"opt.gravity": np.zeros(3)}), "opt.gravity is not named in the task's model_ch"),
+        (lambda s: s["model"].update(body_pos=np.full((99, 3), 1e308)), "body_pos is not named in the task's model_ch"),
+        (lambda s: s["physics"].fill(1e200), "'physics' holds numbers beyond 1e.10$"),
+        (lambda s: s["physics"].fill(1e7), "'physics' holds numbers beyond 1e.06$"),
+        (lambda s: s["physics"].__setitem__(0, -np.inf), "'physics' holds NaN or Inf$"),
         (lambda s: s["random"].update(bit_generator="RandomState"), "unknown random generator 'RandomState'; known"),
         (lambda s: s["random"]["state"].update(state=1 << 128), "'state' is 340282366920938463463374607431768211456; "),
         (lambda s: s["random"].update(has_uint32=2), "'has_uint32' is 2; it must be between 0 and 1"),
@@ -514,6 +713,53 @@ def test_hostile_states_of_a_task_are_refused(spoil: Callable, says: str) -> Non
     state, before = task.save_state(), kept(task)
     spoil(state)
     with pytest.raises(UserError, match=says):
+        task.load_state(state)
+    assert not differences(kept(task), before), "nothing was changed"
+
+
+class HastyReach(RepaintedReach):
+    """Says that it changes what none may change."""
+
+    model_changes = (*RepaintedReach.model_changes, "opt.timestep", "jnt_qposadr")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("geom_rgba", np.zeros((2, 4), np.float32), "'geom_rgba' is an array .2, 4. of float32 where an array"),
+        ("opt.gravity", np.array([0.0, 0.0, np.inf]), "field opt.gravity holds NaN or Inf$"),
+        ("opt.gravity", np.array([0.0, 0.0, np.nan]), "field opt.gravity holds NaN or Inf$"),
+        ("opt.gravity", np.array([0.0, 0.0, 1e300]), "field opt.gravity holds numbers beyond 1e.10$"),
+        ("opt.timestep", np.array(1e-12), "field opt.timestep may not be set$"),
+        ("jnt_qposadr", np.zeros(9, np.int32), "field jnt_qposadr may not be set$"),
+        ("body_mass", np.zeros(9), "field body_mass is not named in the task's model_changes$"),
+    ],
+)
+def test_fields_that_a_task_changes_are_checked_too(field: str, value: np.ndarray, says: str) -> None:
+    task = HastyReach()
+    task.reset(seed=0)
+    state, before = task.save_state(), kept(task)
+    state["model"][field] = value
+    with pytest.raises(UserError, match=says):
+        task.load_state(state)
+    assert not differences(kept(task), before), "nothing was changed"
+
+
+class SteepReach(ReachEnv):
+    """Tells something that grows without bounds."""
+
+    def task_state(self) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.append(super().task_state(), np.float32(1e38 * self.distance))
+
+
+def test_a_state_that_leads_to_no_finite_observation_is_refused() -> None:
+    task, other = SteepReach(), SteepReach()
+    task.reset(seed=0)
+    other.reset(seed=1)
+    other.data.mocap_pos[:] = 1e5
+    state, before = other.save_state(), kept(task)
+    with pytest.raises(UserError, match="^the state of SteepReach leads to an observation that holds NaN or Inf$"):
         task.load_state(state)
     assert not differences(kept(task), before), "nothing was changed"
 
@@ -539,6 +785,9 @@ def test_positions_beyond_a_generators_words_are_refused() -> None:
         (lambda e: e.update(options=functools.reduce(lambda t, _: {"a": t}, range(99), {})), "nested too deeply"),
         (lambda e: e.update(options={"a": lambda: 1}), "holds function, which is neither a plain value nor an array"),
         (lambda e: e.update(physics=np.zeros(2)), "'physics' is an array .2,. of float64 where an array"),
+        (lambda e: e["physics"].fill(np.inf), "'physics' holds NaN or Inf$"),
+        (lambda e: e.update(seen="0" * 64), "is not where it was after 4 replayed actions"),
+        (lambda e: e.update(before={}), "'before': entry '.*' is missing$"),
         (lambda e: e.update(model={"jnt_qposadr": np.zeros(4, np.int32)}), "field jnt_qposadr may not be set"),
         (lambda e: e.update(digest="0" * 64), "is not where it was after 4 replayed actions"),
     ],
@@ -567,3 +816,57 @@ def test_materials_that_do_not_exist_are_refused() -> None:
     state["state"]["episode"]["model"] = fields
     with pytest.raises(UserError, match="'geom_matid' names materials that do not exist"):
         env.load_state(state)
+
+
+# -- what MuJoCo warns about ------------------------------------------------------------------------------------------
+
+
+def go_wild() -> None:
+    """Simulate what cannot be simulated: in two ways, and each of them twice."""
+    body = '<body><joint name="j"/><geom size=".1"/></body>'
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{body}</worldbody></mujoco>")
+    data = mujoco.MjData(model)
+    for field in ("qpos", "qvel") * 2:
+        mujoco.mj_resetData(model, data)
+        getattr(data, field)[:] = 1e300
+        mujoco.mj_step(model, data)
+
+
+class WildEnv(CountingEnv):
+    """Has a simulation that only a worker can know of."""
+
+    def go_wild(self) -> str:
+        go_wild()
+        return os.getcwd()
+
+
+@pytest.mark.parametrize("kind", ["reach-multiview", "InvertedPendulum-v5", "worker"])
+def test_what_mujoco_warns_about_is_said_and_not_written(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if kind == "worker":
+        workers = Workers([WildEnv], 1)
+        assert workers.ask("call", [0], "go_wild", (), {}) == [str(tmp_path)]
+        workers.close()
+    else:
+        code = "from tests.envs.test_snapshots import KINDS, go_wild; KINDS['%s'](); KINDS['%s'](); go_wild()"
+        place = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        subprocess.run([sys.executable, "-c", code % (kind, kind)], env=os.environ | place, check=True)
+    assert not list(tmp_path.iterdir())
+    said = [line for line in capfd.readouterr().err.splitlines() if "MuJoCo" in line]
+    assert [line.split(" at DOF")[0] for line in said] == [
+        f"warning: MuJoCo: Nan, Inf or huge value in {field}" for field in ("QPOS", "QVEL")
+    ]
+
+
+def test_who_listens_to_mujoco_already_goes_on_doing_so() -> None:
+    heard: list[str] = []
+    ours = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(heard.append)
+    try:
+        ReachEnv()
+        go_wild()
+    finally:
+        mujoco.set_mju_user_warning(ours)
+    assert len(heard) == 4
