@@ -69,8 +69,8 @@ def _killed(folder: Path, what: str, count: int, seed: int) -> dict[str, Any]:
     differing = {str(run.name): found for run in outcome.finished if (found := differences(run, alone.run))}
     return {
         "what": what, "kills": outcome.kills, "in_a_write": outcome.in_a_write, "resumes": outcome.resumes,
-        "lost": outcome.lost, "runs": len(outcome.finished), "identical": len(outcome.finished) - len(differing),
-        "differences": differing,
+        "states": outcome.states, "lost": outcome.lost, "runs": len(outcome.finished),
+        "identical": len(outcome.finished) - len(differing), "differences": differing,
     }  # fmt: skip
 
 

@@ -15,11 +15,12 @@ NAMES = {
 
 
 def kills_table(rows: Rows) -> list[str]:
-    """Trainings that were killed."""
-    heads = ("training", "kills", "in a write", "resumed", "lost checkpoints", "runs", "bit for bit equal")
-    columns = ("kills", "in_a_write", "resumes", "lost", "runs", "identical")
+    """Trainings that were killed; rows of before checkpoints were recorded have none that were compared."""
+    heads = ("training", "kills", "in a write", "resumed", "checkpoints compared", "lost checkpoints", "runs",
+             "bit for bit equal")  # fmt: skip
+    columns = ("kills", "in_a_write", "resumes", "states", "lost", "runs", "identical")
     found = [row for row in rows if row["section"] == "kills"]
-    return table_of(heads, [(_title(row["what"]), *(str(row[name]) for name in columns)) for row in found])
+    return table_of(heads, [(_title(row["what"]), *(str(row.get(name, 0)) for name in columns)) for row in found])
 
 
 def _title(what: str) -> str:

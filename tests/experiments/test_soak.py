@@ -20,21 +20,23 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 
 from envs.errors import UserError
+from experiments import resume, train
 from experiments.pages import TABLES, record
-from experiments.runs import Run
+from experiments.runs import Checkpoints, Run
 from experiments.soak import damage as soak_damage
+from experiments.soak import kills, recorder
 from experiments.soak.__main__ import SECTIONS, SoakConfig, has_failed, main
 from experiments.soak.damage import Report, damage
 from experiments.soak.endurance import RESOURCES, descendants, growth, sample, warm
 from experiments.soak.judge import wrong
-from experiments.soak.kills import differences
+from experiments.soak.kills import differences, differing_states
 from experiments.soak.kinds import change_kind
 from experiments.soak.mutators import STRUCTURED, change_tree
 from experiments.soak.patient import Patient
 from experiments.soak.states import change_state
 from experiments.soak.watch import quiet
 from kp3d_rl.storage.trees import pack, unpack
-from tests.experiments.conftest import run_in
+from tests.experiments.conftest import TINY, run_in
 
 
 def test_damaged_runs_are_refused_in_one_line_or_loaded_as_they_say(
@@ -263,16 +265,182 @@ def test_a_run_is_mended_whatever_has_become_of_it(patient: Patient) -> None:
         assert any(what.endswith(kind) for what in said), kind
 
 
-def test_differences_between_runs_are_found(tiny_run: Path, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(tiny_run, tmp_path / "other"))
-    assert differences(other, tiny_run) == []
-    weights = other / "checkpoints" / "000000160" / "policy.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    (other / "metrics.csv").write_text((other / "metrics.csv").read_text().replace("160", "161"))
-    shutil.rmtree(other / "checkpoints" / "000000032")
-    assert differences(other, tiny_run) == [
-        "checkpoint 000000032 is there in one of them alone", "checkpoint 000000160: policy.safetensors", "metrics.csv",
-    ]  # fmt: skip
+LONGER = [*TINY, "--total-steps", "224", "--log.checkpoint-every", "32", "--log.checkpoints-kept", "0"]
+
+
+def trained(folder: Path, name: str) -> Path:
+    with recorder.recording():
+        run_in(folder, train.main, ["--run", name, *LONGER])
+    return folder / "runs" / "reach-multiview" / name
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that came to its end, with its record."""
+    return trained(tmp_path_factory.mktemp("recorded"), "alone")
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, but it stopped at once when the checkpoint of step 96 was there."""
+
+    def prune(checkpoints: Checkpoints, *_: object) -> None:
+        if checkpoints.latest() == 96:
+            raise KeyboardInterrupt
+
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "prune", prune)
+        trained(folder, "interrupted")
+    return folder / "runs" / "reach-multiview" / "interrupted"
+
+
+def copied(run: Path, folder: Path) -> Path:
+    """A run with its record, none of whose files is the original's."""
+    shutil.copytree(recorder.record_of(run), recorder.record_of(folder / run.name))
+    return Path(shutil.copytree(run, folder / run.name))
+
+
+def change(path: Path, how: Callable[[bytes], bytes]) -> None:
+    before = path.read_bytes()
+    path.write_bytes(how(before))
+    assert path.read_bytes() != before
+
+
+def test_records_are_of_checkpoints_as_they_were_written(recorded: Path, interrupted: Path, tmp_path: Path) -> None:
+    assert [path.name for path in recorder.records(recorded)] == [f"{step:09d}.0" for step in (0, 32, 96, 160, 224)]
+    states = [json.loads((path / "state.json").read_text()) for path in recorder.records(recorded)]
+    assert [state["state"]["finished"] for state in states] == [False, False, False, False, True]
+    assert all(state["state"]["random"] and state["segments"] for state in states[1:4])
+    assert differences(recorded, recorded) == []
+    (tmp_path / "half-record" / ".000000032.1.partial").mkdir(parents=True)
+    assert recorder.records(tmp_path / "half") == []
+    run = copied(interrupted, tmp_path)
+    with recorder.recording():  # goes back to a step that is recorded already
+        assert resume.main(["--run", str(run), "--checkpoint", "32"]) == 0
+    names = [path.name for path in recorder.records(run)]
+    assert names == [f"{step:09d}.{number}" for step, number in [(0, 0), (32, 0), (96, 0), (96, 1), (160, 0), (224, 0)]]
+    assert differences(run, recorded) == []
+    with pytest.raises(UserError, match="unknown program 'trane'"):
+        recorder.main(["trane"])
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("weights", "record 000000096.0: policy.safetensors (log_std)"),
+     ("arrays", "record 000000096.0: training.safetensors (training.observation.proprio)"),
+     ("state", "record 000000096.0: state.json (state.parts.rows.iterations)"),
+     ("frames", "record 000000096.0: state.json (segments.0.sha256)"), ("record", "record 000000097.0 has none to be"),
+     ("no record", "no checkpoint of alone was recorded"), ("point", "TensorBoard: evaluation/return at step 224"),
+     ("checkpoint", "checkpoint 000000032 is there in one of them alone"),
+     ("last weights", "checkpoint 000000224: policy.safetensors (log_std)"), ("rows", "metrics.csv")],
+)  # fmt: skip
+def test_differences_between_runs_are_found(recorded: Path, tmp_path: Path, part: str, message: str) -> None:
+    run = copied(recorded, tmp_path)
+    record, end = recorder.record_of(run) / "000000096.0", run / "checkpoints" / "000000224"
+    head = json.loads((record / "state.json").read_text())
+    if part in ("weights", "last weights"):
+        change((end if "last" in part else record) / "policy.safetensors", plus_one("log_std"))
+    if part == "arrays":
+        change(record / "training.safetensors", plus_one("training.observation.proprio"))
+    if part == "state":
+        head["state"]["parts"]["rows"]["iterations"] += 1
+    if part == "frames":
+        head["segments"][0]["sha256"] = "0" * 64
+    (record / "state.json").write_text(json.dumps(head))
+    if part == "record":
+        record.rename(record.with_name("000000097.0"))
+    if part == "no record":
+        shutil.rmtree(recorder.record_of(run))
+    if part == "point":
+        (events,) = (run / "tensorboard").iterdir()
+        change(events, lambda data: without_last(data, b"evaluation/return"))
+    if part == "checkpoint":
+        shutil.rmtree(run / "checkpoints" / "000000032")
+    if part == "rows":
+        change(run / "metrics.csv", lambda data: data.replace(b"160", b"161"))
+    (found,) = differences(run, recorded)
+    assert message in found
+
+
+def plus_one(name: str) -> Callable[[bytes], bytes]:
+    def how(data: bytes) -> bytes:
+        tensors = parse_safetensors(data)
+        return to_safetensors(tensors | {name: tensors[name] + 1})
+
+    return how
+
+
+def without_last(data: bytes, name: bytes) -> bytes:
+    """An event file without the last event that has a name in it."""
+    events, at = [], 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 8], "little") + 16  # with length and two checksums
+        events.append(data[at : at + size])
+        at += size
+    last = max(number for number, event in enumerate(events) if name in event)
+    return b"".join(events[:last] + events[last + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [(None, ""), ("experiments.checkpointing.load_random_state", "random.torch"),
+     ("experiments.recording.Rows.load_state", "state.parts.rows.iterations"),
+     ("torch.optim.Adam.load_state_dict", "optimizer.safetensors ("),
+     ("agents.vec_env.NormalizeReward.load_state", "training.environments.rewards.")],
+)  # fmt: skip
+def test_what_a_training_forgets_is_found(
+    recorded: Path, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str | None, message: str
+) -> None:
+    monkeypatch.setattr(kills, "MOST", 1000)
+    run = copied(interrupted, tmp_path)
+    if lost is not None:
+        monkeypatch.setattr(lost, lambda *_: None)
+    with recorder.recording():
+        assert resume.main(["--run", str(run)]) == 0
+    found = differing_states(run, recorded)
+    assert any(message in difference for difference in found) if lost else found == [], found
+    assert all(difference.startswith(("record 000000160.0: ", "record 000000224.0: ")) for difference in found)
+
+
+FAKE = """
+import pathlib, sys, time
+program, _, name, *_ = sys.argv[1:]
+run = pathlib.Path("runs/reach-multiview") / pathlib.Path(name).name
+if program == "train":
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (run / "checkpoints" / "latest").touch()
+    time.sleep(600)
+with open(run / "resumes", "a+") as file:
+    number = file.tell()
+    file.write("r")
+if number == 0:  # as if it imported
+    time.sleep(600)
+pathlib.Path(f"{run}-record/000000128.{number}").mkdir(parents=True)
+print("the run goes on at step 64 of 128", flush=True)
+time.sleep(600 if number < 3 else 0)
+"""
+
+
+def test_a_resume_counts_when_it_has_gone_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here one is killed in its imports, two when they have gone on, and one comes to its end."""
+    (tmp_path / "fake.py").write_text(FAKE)
+    moments = iter([(True, 0.0), (False, 2.0), (True, 0.1), (True, 0.1)])
+    monkeypatch.setattr(kills, "PROGRAM", (sys.executable, "-S", str(tmp_path / "fake.py")))
+    monkeypatch.setattr(kills, "moment", lambda draw, alone: next(moments))
+    outcome = kills.kill_again_and_again(tmp_path, "fake", kills.Alone(tmp_path, (), 1.0, 0.5), 4, 0)
+    assert (outcome.kills, outcome.resumes, outcome.states, outcome.lost) == (4, 3, 3, 0)
+    assert [run.name for run in outcome.finished] == ["fake-0"]
+
+
+def test_most_kills_come_when_a_process_trains() -> None:
+    alone = kills.Alone(Path("alone"), (), 10.0, 6.0)
+    draws = [[kills.moment(draw, alone) for _ in range(1000)] for draw in (random.Random(1), random.Random(1))]
+    assert draws[0] == draws[1]
+    for at_work, least, longest in ((True, 750, 4.0), (False, 150, 10.0)):
+        seconds = [after for trains, after in draws[0] if trains == at_work]
+        assert len(seconds) > least and 0.98 * longest < max(seconds) < longest and min(seconds) < 0.1
 
 
 def test_growth_is_told_from_noise() -> None:
@@ -317,15 +485,15 @@ def test_what_a_process_and_its_children_hold_is_counted() -> None:
 def test_the_soak_writes_what_it_found_and_fails_where_something_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed = {"what": "ppo", "kills": 3, "in_a_write": 1, "resumes": 3, "lost": 0, "runs": 2, "identical": 2,
-              "differences": {}}  # fmt: skip
+    killed = {"what": "ppo", "kills": 3, "in_a_write": 1, "resumes": 3, "states": 9, "lost": 0, "runs": 2,
+              "identical": 2, "differences": {}}  # fmt: skip
     monkeypatch.setitem(SECTIONS, "kills", lambda config: [killed])
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "page.md").write_text("<!-- table soak kills -->\n<!-- end -->\n")
     assert run_in(tmp_path, main, ["--only", "kills", "--seed", "4"]) == 0
     (row,) = json.loads((tmp_path / "docs" / "soak.json").read_text())["runs"]
     assert row["command"] == 'make soak ARGS="--only kills --seed 4"' and row["seed"] == 4 and row["commit"]
-    assert "| PPO | 3 | 1 | 3 | 0 | 2 | 2 |" in (tmp_path / "docs" / "page.md").read_text()
+    assert "| PPO | 3 | 1 | 3 | 9 | 0 | 2 | 2 |" in (tmp_path / "docs" / "page.md").read_text()
     monkeypatch.setitem(SECTIONS, "kills", lambda config: [killed | {"differences": {"run": ["metrics.csv"]}}])
     assert run_in(tmp_path, main, ["--only", "kills"]) == 1
     with pytest.raises(UserError, match="unknown section 'kill'"):
