@@ -240,12 +240,22 @@ def load_checkpoint(run: Run, model: BaseAlgorithm, checkpoint: Checkpoint) -> N
         print("note: views look different here than where the checkpoint was written: not bit for bit the same run")
 
 
+def recorded_circumstances(checkpoint: Checkpoint) -> dict[str, str | int]:
+    """What a checkpoint says of where it was written; empty where it says nothing.
+
+    :raises UserError: where that is no list of texts and numbers.
+    """
+    found = checkpoint.state.get("circumstances")
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(type(value) in (str, int) for value in found.values()):
+        raise UserError(f"checkpoint {checkpoint.step} is damaged: 'circumstances' are no texts and numbers")
+    return found
+
+
 def report_circumstances(run: Run, checkpoint: Checkpoint) -> None:
     """Say what is different here from where a checkpoint was written."""
-    then, now = checkpoint.state.get("circumstances"), circumstances(run.config)
-    if not isinstance(then, dict):
-        return
-    said = {name: (printable(then.get(name), 80), printable(new, 80)) for name, new in now.items()}
-    changes = [f"{name} {before} -> {new}" for name, (before, new) in said.items() if before != new]
-    if changes:
+    then, now = recorded_circumstances(checkpoint), circumstances(run.config)
+    changes = [f"{name} {printable(then.get(name), 80)} -> {new}" for name, new in now.items() if then.get(name) != new]
+    if then and changes:
         print(f"note: the run goes on, but maybe not bit for bit: {'; '.join(changes)}", file=sys.stderr)

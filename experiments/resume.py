@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from envs.errors import UserError
 from envs.renderers import chosen_backend
 from experiments.building import make_training_env, require_same_scene, use_threads
-from experiments.checkpointing import FINISHED, disk_error, is_finished, load_checkpoint, report_circumstances
+from experiments.checkpointing import (
+    FINISHED,
+    disk_error,
+    is_finished,
+    load_checkpoint,
+    recorded_circumstances,
+    report_circumstances,
+)
 from experiments.cli import parse, run_main
 from experiments.config import TrainConfig
 from experiments.logs import complete_record, read_back, require_login, require_state
@@ -82,9 +89,7 @@ def as_it_was(run: Run, checkpoint: Checkpoint | None) -> Run:
     :param checkpoint: in which they stand.
     """
     use_threads(run.config.threads)
-    then = None if checkpoint is None else checkpoint.state.get("circumstances")
-    if not isinstance(then, dict):
-        return run
+    then = {} if checkpoint is None else recorded_circumstances(checkpoint)
     if type(then.get("threads")) is int and 0 < then["threads"] <= 1024:
         use_threads(then["threads"])
     if not can_render(then.get("renderer")):

@@ -275,10 +275,11 @@ def test_other_code_is_told_of(opened: Run, capsys: pytest.CaptureFixture) -> No
     checkpoint = Checkpoint(1, {}, {}, {"circumstances": circumstances(opened.config) | {"code": "0123456"}})
     resume.report_circumstances(opened, checkpoint)
     assert "maybe not bit for bit: code 0123456 -> " in capsys.readouterr().err
-    for value in (np.zeros(0), np.zeros((300, 2)), {"a": 1}, None):
-        checkpoint.state["circumstances"]["code"] = value
-        resume.report_circumstances(opened, checkpoint)
-        assert capsys.readouterr().err.count("\n") == 1
+    for value in (np.zeros(0), np.zeros((300, 2)), {"a": 1}, None, 1.5):
+        checkpoint.state["circumstances"]["renderer"] = value
+        for look in (resume.as_it_was, resume.report_circumstances):
+            with pytest.raises(UserError, match="checkpoint 1 is damaged: 'circumstances' are no texts and numbers"):
+                look(opened, checkpoint)
 
 
 def test_what_to_type_names_the_module_of_an_environment(opened: Run) -> None:
