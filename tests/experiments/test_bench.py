@@ -25,7 +25,7 @@ from envs.errors import UserError
 from envs.registry import env_ids
 from envs.renderers import gl_info
 from experiments.bench import __main__ as bench
-from experiments.bench import learner, looks, memory, profile, report, tables, training, views
+from experiments.bench import checkpoints, learner, looks, memory, profile, report, tables, training, views
 from experiments.bench.original import ORIGINAL, use_original_formulation
 from experiments.bench.scenes import BenchScene, reach
 from experiments.bench.stages import Stages
@@ -414,3 +414,19 @@ def test_tables_and_pictures_tell_devices_apart(tmp_path: Path, monkeypatch: pyt
         draw([], tmp_path / f"none-{name}")
         assert (tmp_path / name).stat().st_size > 5000
     assert not (tmp_path / "none-bench-memory.png").exists()
+
+
+def test_the_cost_of_a_checkpoint_is_that_of_one_with_an_intervals_frames() -> None:
+    """Of a training of one rollout even, whose end is a mark of the clock, too."""
+    config = TrainConfig(image_size=32, threads=torch.get_num_threads())
+    small = dataclasses.replace(
+        config,
+        encoder=dataclasses.replace(config.encoder, keypoints=2, width=4, decoder_width=8),
+        ppo=dataclasses.replace(config.ppo, envs=2, steps=8, batch_size=8, epochs=1),
+        log=dataclasses.replace(config.log, checkpoint_every=400),
+    )
+    row = checkpoints.checkpoint_cost(small, 16)
+    frames = 400 * 3 * 32 * 32 * 3 / memory.MEGABYTE  # steps, views, pixels, colours
+    assert 1.0 < row["megabytes"] / frames < 1.2
+    assert row["interval"] == 400 and 0 < row["seconds"] and 0 < row["interval_seconds"] < 600
+    assert row["share"] == pytest.approx(row["seconds"] / row["interval_seconds"])
