@@ -9,18 +9,28 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from agents.worker_env import WorkerVecEnv
 from envs.errors import UserError
 from experiments import resume
 from experiments.provenance import circumstances
 from experiments.runs import Checkpoint, Checkpoints, Run
-from experiments.soak.kills import TRAININGS, Alone, differences, kill_again_and_again, logged, train
+from experiments.soak import recorder
+from experiments.soak.kills import (
+    TRAININGS,
+    Alone,
+    differences,
+    differing_ends,
+    kill_again_and_again,
+    logged,
+    train,
+)
 from experiments.train import main as train_main
 from tests.experiments.conftest import TINY, run_in
 
@@ -36,7 +46,8 @@ def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_moments_it_ends_where_it_would_have(alone: Alone, tmp_path: Path, seed: int) -> None:
     outcome = kill_again_and_again(tmp_path, "killed", alone, 5, seed)
-    assert outcome.lost == 0 and outcome.resumes >= 3  # the others came before the run was there
+    assert outcome.lost == 0 and outcome.states > 0
+    assert outcome.resumes >= 3  # at most two kills come before the run is there, or to a process that still imports
     for run in outcome.finished:
         assert differences(run, alone.run) == []
 
@@ -44,33 +55,80 @@ def test_killed_at_random_moments_it_ends_where_it_would_have(alone: Alone, tmp_
 SHORT = [*TRAININGS["ppo"], "--total-steps", "448"]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    """A training or resumption in a process group of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **output)
+def plant(method: str, step: int, action: Callable[[], None]) -> None:
+    """In a process that trains: act once a method of the checkpoints has returned and this step's is the newest."""
+    true_method = getattr(Checkpoints, method)
+
+    def planted(checkpoints: Checkpoints, *args) -> None:
+        true_method(checkpoints, *args)
+        if checkpoints.latest() == step:
+            action()
+
+    setattr(Checkpoints, method, planted)
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    assert path.exists(), process.communicate()[0]
+def plant_signal(step: int) -> None:
+    """In a process that trains: a SIGTERM to it and its workers while these are at work on a step."""
+    true_wait, waits = WorkerVecEnv.step_wait, []
+
+    def step_wait(env: WorkerVecEnv) -> tuple:
+        waits.append(env)
+        if len(waits) * env.num_envs == step:
+            os.killpg(0, signal.SIGTERM)
+        return true_wait(env)
+
+    WorkerVecEnv.step_wait = step_wait
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_a_worker() -> None:
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+
+
+def planted(folder: Path, plants: str, *arguments: str) -> tuple[int, str]:
+    """A recorded training or resumption in a process group of its own, in which something is planted.
+
+    Where it happens is told in steps, not in time: it is the same however busy the machine is.
+
+    :param plants: calls of functions of this module.
+    :param arguments: "train" or "resume", and theirs.
+    :return: exit code and what it said.
+    """
+    code = f"from tests.experiments.test_resume import *; {plants}; recorder.run_main(recorder.main)"
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=folder, timeout=300, start_new_session=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    return process.returncode, process.stdout
+
+
+def killed_at(step: int, folder: Path, *arguments: str) -> None:
+    """A training that is killed when the checkpoint of a step stands."""
+    code, output = planted(folder, f"plant('prune', {step}, die)", "train", *arguments)
+    assert code == -signal.SIGKILL, output
+
+
+def recorded(folder: Path, main: Callable, *arguments: str) -> None:
+    """A training or resumption in this process that comes to its end."""
+    with recorder.recording():
+        assert run_in(folder, main, list(arguments)) == 0
 
 
 def test_a_signal_to_the_whole_group_stops_in_good_order_and_nothing_is_lost(tmp_path: Path) -> None:
     """As schedulers send it: to the training and to the processes of its environments at once."""
     workers = [*SHORT, "--render.workers", "2"]
     run = tmp_path / "runs" / "reach-multiview" / "stopped"
-    process = start(tmp_path, "experiments.train", "--run", "stopped", *workers)
-    wait_for(run / "checkpoints" / "000000128", process)
-    os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM and "worker" not in output, output
+    code, output = planted(tmp_path, "plant_signal(160)", "train", "--run", "stopped", *workers)
+    assert code == 128 + signal.SIGTERM and "worker" not in output, output
     assert f"next: make train RESUME={run.relative_to(tmp_path)}" in output
-    assert run_in(tmp_path, resume.main, ["--run", str(run)]) == 0
-    run_in(tmp_path, train_main, ["--run", "alone", *workers])
+    assert Run.open(str(run)).load().step == 192  # where the rollout ends in whose middle the signal came
+    recorded(tmp_path, resume.main, "--run", str(run))
+    recorded(tmp_path, train_main, "--run", "alone", *workers)
     assert differences(run, run.with_name("alone")) == []
 
 
@@ -78,38 +136,31 @@ def test_a_pretrained_run_goes_on_from_its_very_beginning(tiny_run: Path, tmp_pa
     """What the pretraining had behind it, such as the rise of the multi-view weight, is behind this run, too."""
     options = [*TINY, "--pretrained", str(tiny_run), "--log.checkpoints-kept", "0"]
     run = tmp_path / "runs" / "reach-multiview" / "killed"
-    process = start(tmp_path, "experiments.train", "--run", "killed", *options)
-    wait_for(run / "checkpoints" / "latest", process)
-    process.kill()
-    process.communicate()
+    killed_at(0, tmp_path, "--run", "killed", *options)
     assert Run.open(str(run)).load().step == 0
-    assert run_in(tmp_path, resume.main, ["--run", str(run)]) == 0
-    run_in(tmp_path, train_main, ["--run", "alone", *options])
+    recorded(tmp_path, resume.main, "--run", str(run))
+    recorded(tmp_path, train_main, "--run", "alone", *options)
     assert differences(run, run.with_name("alone")) == []
 
 
 def test_going_on_from_an_older_checkpoint_makes_it_the_newest(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """The newest is damaged, the way out is the one before it; a kill right after that must not lead back to it."""
     runs = tmp_path / "runs" / "reach-multiview"
-    process = start(tmp_path, "experiments.train", "--run", "killed", *SHORT)
-    wait_for(runs / "killed" / "checkpoints" / "000000256" / "SHA256SUMS", process)
-    process.kill()
-    process.communicate()
+    killed_at(256, tmp_path, "--run", "killed", *SHORT)
     run = Run.open(str(runs / "killed"))
     *_, older, newest = run.steps()
     policy = run.checkpoints.path(newest) / "policy.safetensors"
-    policy.write_bytes(policy.read_bytes()[:-8])
-    (run.path / "checkpoints" / "latest").write_text(f"{newest:09d}\n")
+    half = policy.read_bytes()[:-8]
+    policy.unlink()  # the record has the same file
+    policy.write_bytes(half)
     with pytest.raises(UserError, match=f"policy.safetensors is damaged.*others stand at step .*{older}"):
         resume.main(["--run", str(run.path)])
-    process = start(tmp_path, "experiments.resume", "--run", str(run.path), "--checkpoint", str(older))
-    deadline = time.monotonic() + 300
-    while run.checkpoints.latest() == newest and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()  # before it has written any of its own
-    process.communicate()
-    assert run_in(tmp_path, resume.main, ["--run", str(run.path)]) == 0
-    run_in(tmp_path, train_main, ["--run", "alone", *SHORT])
+    again = ["--run", str(run.path), "--checkpoint", str(older)]
+    code, output = planted(tmp_path, f"plant('go_back', {older}, die)", "resume", *again)
+    assert code == -signal.SIGKILL, output  # before it has written any of its own
+    assert run.checkpoints.latest() == older and newest in run.steps()
+    recorded(tmp_path, resume.main, "--run", str(run.path))
+    recorded(tmp_path, train_main, "--run", "alone", *SHORT)
     assert differences(run.path, runs / "alone") == []
 
 
@@ -119,7 +170,7 @@ def test_a_run_that_was_killed_before_it_wrote_anything_begins_anew(
     run = Run.create(tmp_path / "young", opened.config, opened.scene())
     assert resume.main(["--run", str(run.path)]) == 0
     assert "has no checkpoint yet: it begins anew" in capsys.readouterr().out
-    assert differences(run.path, opened.path) == []
+    assert differing_ends(run.path, opened.path) == []
     pretrained = dataclasses.replace(opened.config, pretrained="somewhere")
     run = Run.create(tmp_path / "pretrained", pretrained, opened.scene())
     with pytest.raises(UserError, match="was killed before it took over the keypoints of its pretraining"):
@@ -153,19 +204,12 @@ def test_threads_and_renderer_are_those_that_the_run_began_with(
 
 def test_a_worker_that_died_is_remembered(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "reach-multiview" / "bereft"
-    process = start(tmp_path, "experiments.train", "--run", "bereft", *SHORT, "--render.workers", "2")
-    wait_for(run / "checkpoints" / "000000128", process)
-    os.kill(children(process.pid)[-1], signal.SIGKILL)
-    wait_for(run / "checkpoints" / "000000320", process)
-    process.kill()
-    process.communicate()
+    plants = "plant('prune', 128, kill_a_worker); plant('prune', 320, die)"
+    code, output = planted(tmp_path, plants, "train", "--run", "bereft", *SHORT, "--render.workers", "2")
+    assert code == -signal.SIGKILL and Run.open(str(run)).load().step == 320, output
     assert run_in(tmp_path, resume.main, ["--run", str(run)]) == 0
     deaths = [int(row["time/worker_deaths"]) for row in logged(run) if row["time/worker_deaths"]]
     assert deaths == sorted(deaths) and deaths[0] == 0 and deaths[-1] == 1
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_finished_run_says_so(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:
@@ -182,12 +226,8 @@ def test_a_finished_run_says_so(tiny_run: Path, capsys: pytest.CaptureFixture) -
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed behind several checkpoints, all of which are kept."""
     folder = tmp_path_factory.mktemp("stopped")
-    process = start(folder, "experiments.train", "--run", "killed", *SHORT)
-    run = folder / "runs" / "reach-multiview" / "killed"
-    wait_for(run / "checkpoints" / "000000320", process)  # so that `latest` names at least the one before
-    process.kill()
-    process.communicate()
-    return run
+    killed_at(320, folder, "--run", "killed", *SHORT)
+    return folder / "runs" / "reach-multiview" / "killed"
 
 
 @pytest.fixture
