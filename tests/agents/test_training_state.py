@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -53,20 +53,24 @@ def make_model(algorithm: type[BaseAlgorithm]) -> BaseAlgorithm:
 
 
 @pytest.fixture(scope="module", params=[PPO, SAC], ids=["ppo", "sac"])
-def trained(request: pytest.FixtureRequest) -> BaseAlgorithm:
+def trained(request: pytest.FixtureRequest) -> Iterator[BaseAlgorithm]:
     model = make_model(request.param)
-    model.learn(32)
-    return model
+    yield model.learn(32)
+    model.get_env().close()
 
 
 @pytest.fixture(scope="module")
-def ppo() -> BaseAlgorithm:
-    return make_model(PPO).learn(16)
+def ppo() -> Iterator[BaseAlgorithm]:
+    model = make_model(PPO)
+    yield model.learn(16)
+    model.get_env().close()
 
 
 @pytest.fixture(scope="module")
-def sac() -> BaseAlgorithm:
-    return make_model(SAC).learn(16)
+def sac() -> Iterator[BaseAlgorithm]:
+    model = make_model(SAC)
+    yield model.learn(16)
+    model.get_env().close()
 
 
 def everything(model: BaseAlgorithm) -> dict[str, Any]:
