@@ -72,7 +72,7 @@ def checkpoint_cost(config: TrainConfig, steps: int) -> Row:
             model.set_logger(logger)
             model.learn(steps, callback=[*found, clock], log_interval=None)
             checkpoints: CheckpointCallback = found[0]
-            _add_frames(model, checkpoints, interval)
+            _add_frames(model, checkpoints, max(0, interval - steps))
             before = _size(run.path)
             started = time.perf_counter()
             checkpoints.save()

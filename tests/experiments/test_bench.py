@@ -427,6 +427,6 @@ def test_the_cost_of_a_checkpoint_is_that_of_one_with_an_intervals_frames() -> N
     )
     row = checkpoints.checkpoint_cost(small, 16)
     frames = 400 * 3 * 32 * 32 * 3 / memory.MEGABYTE  # steps, views, pixels, colours
-    assert 1.0 < row["megabytes"] / frames < 1.2
+    assert 0.9 < row["megabytes"] / frames < 1.2
     assert row["interval"] == 400 and 0 < row["seconds"] and 0 < row["interval_seconds"] < 600
     assert row["share"] == pytest.approx(row["seconds"] / row["interval_seconds"])
