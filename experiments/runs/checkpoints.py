@@ -46,7 +46,7 @@ from kp3d_rl.storage.files import (
     remove_folder,
     sums_text,
     sync_folder,
-    tensors_to_bytes,
+    write_tensors,
     write_whole,
 )
 from kp3d_rl.storage.steps import LATEST, complete_steps, folder_of, latest_step
@@ -160,13 +160,10 @@ class Checkpoints:
         moments, groups = flatten_optimizers(optimizers)
         plain, arrays = pack(dict(state))
         head = {"format": FORMAT, "step": step, "encoder": self.encoder, "aliases": aliases, "optimizer_groups": groups}
-        files = {
-            "policy.safetensors": tensors_to_bytes(tensors),
-            "optimizer.safetensors": tensors_to_bytes(moments),
-            "training.safetensors": tensors_to_bytes(arrays),
-            "state.json": to_json(head | {"state": plain, "segments": segments_to_json(segments)}),
-        }
-        sums = {name: write_whole(folder / name, data) for name, data in files.items()}
+        files = {"policy.safetensors": tensors, "optimizer.safetensors": moments, "training.safetensors": arrays}
+        sums = {name: write_tensors(folder / name, content) for name, content in files.items()}
+        text = to_json(head | {"state": plain, "segments": segments_to_json(segments)})
+        sums["state.json"] = write_whole(folder / "state.json", text)
         sums |= {f"../../{name}": digest for name, digest in self.description_sums().items()}
         sums |= {f"../../segments/{segment.name}": segment.sha256 for segment in segments}
         write_whole(folder / SUMS, sums_text(sums))
@@ -252,7 +249,7 @@ class Checkpoints:
         for name in ("policy.safetensors", "optimizer.safetensors"):
             link_or_copy(folder / name, partial / name)
         kept["state.json"] = write_whole(partial / "state.json", to_json(head | {"state": plain, "segments": []}))
-        kept["training.safetensors"] = write_whole(partial / "training.safetensors", tensors_to_bytes(arrays))
+        kept["training.safetensors"] = write_tensors(partial / "training.safetensors", arrays)
         write_whole(partial / SUMS, sums_text(kept))
         return True
 

@@ -23,13 +23,12 @@ from kp3d_rl.storage.files import (
     read_checked,
     remove,
     remove_folder,
-    tensors_to_bytes,
-    write_whole,
+    write_tensors,
 )
 from kp3d_rl.storage.trees import require_like
 
 LARGEST = 64 << 20
-"""Bytes of a segment, about; what is copied in memory at a time."""
+"""Bytes of a segment, about; what is read into memory at a time."""
 _STREAM = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 
@@ -139,10 +138,9 @@ class SegmentStore:
 
     def _write(self, stream: Stream, first: int, end: int) -> Segment:
         make_folder(self.folder)
-        data = tensors_to_bytes(stream.read(first, end))
         path = self.folder / Segment(stream.name, first, end - first, "").name
         remove_folder(path)  # only damage puts one there; it must not stop a training
-        return Segment(stream.name, first, end - first, write_whole(path, data))
+        return Segment(stream.name, first, end - first, write_tensors(path, stream.read(first, end)))
 
     def _read(self, segment: Segment, stream: Stream) -> dict[str, torch.Tensor]:
         path = self.folder / segment.name

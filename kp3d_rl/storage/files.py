@@ -8,18 +8,19 @@ be a regular file of a sensible size, tensors are safetensors, the rest is JSON;
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, save, save_file
 
 SUMS = "SHA256SUMS"
 """Checksums of a folder's files as ``sha256sum`` writes and checks them (``sha256sum -c SHA256SUMS``)."""
@@ -63,21 +64,48 @@ def write_whole(path: Path, data: bytes) -> str:
     :return: its SHA-256 as hexadecimal digits.
     :raises OSError: where the disk is full, say, or where a folder stands there, which is nobody's to delete.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        remove(partial)  # left by a process that was killed; might be a link to somewhere else
+
+    def fill(partial: Path) -> None:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with open(descriptor, "wb") as file:
             file.write(data)
-            file.flush()
+
+    return _replace_by(fill, path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Write a safetensors file as :func:`write_whole` does, from where the tensors are: without copies on the way.
+
+    :param path: its folder must exist.
+    :param tensors: by name; the same ones give the same bytes.
+    :return: its SHA-256 as hexadecimal digits.
+    :raises OSError: as :func:`write_whole`.
+    """
+    ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    try:
+        return _replace_by(functools.partial(save_file, ready), path)
+    except SafetensorError:  # keeps to itself what the system said; the same the slow way says it
+        return write_whole(path, save(ready))
+
+
+def _replace_by(fill: Callable[[Path], object], path: Path) -> str:
+    """Have a file written under a temporary name, flush it, and give it its own; its SHA-256, read back."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        remove(partial)  # left by a process that was killed; might be a link to somewhere else
+        fill(partial)
+        with open(partial, "rb+") as file:
             os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(os, "posix_fadvise"):  # nobody reads it soon: the next one may have the memory of its pages
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         os.replace(partial, path)
-    except OSError:
+    except (OSError, SafetensorError):
         with contextlib.suppress(OSError):
             partial.unlink()  # on a full disk the half of a file is the last thing that is needed
         raise
     sync_folder(path.parent)
-    return hashlib.sha256(data).hexdigest()
+    return digest
 
 
 def remove(path: Path) -> None:
@@ -210,11 +238,6 @@ def parse_tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
         return load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise DamagedError(f"{name} is damaged: {' '.join(str(error).split())[:200]}") from None
-
-
-def tensors_to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Tensors as the content of a safetensors file; the same tensors give the same bytes."""
-    return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
 
 
 def _parts(value: Any) -> Iterable[Any]:
