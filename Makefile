@@ -8,7 +8,7 @@ GL := $(if $(filter Linux,$(shell uname -s)),MUJOCO_GL=$${MUJOCO_GL:-egl})
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study train pretrain evaluate export probe video bench profile soak preview doctor test lint clean
+.PHONY: help setup tasks study train pretrain evaluate export probe video bench profile soak preview doctor test test-all lint clean
 
 help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,9 @@ video: setup ## an mp4 of a run with its keypoints drawn in: make video ENV=… 
 export: setup ## a policy as one ONNX graph, which needs no torch: make export ENV=… RUN=… (docs/export.md)
 	@exec $(PYTHON) -m experiments.export $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(ARGS)
 
+tasks: setup ## what every registered environment's cameras see, and what its script solves; into docs/
+	@exec $(PYTHON) -m experiments.tasks $(ARGS)
+
 study: setup ## conditions against each other over seeds, into docs/: make study ARGS="--name learning"
 	@exec $(PYTHON) -m experiments.study $(ARGS)
 
@@ -63,6 +66,9 @@ doctor: setup ## versions, renderer, speed, and what to fix
 test: setup ## all tests, and 90 % coverage of kp3d_rl and agents; some of them: make test ARGS=tests/envs
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 exec $(PYTHON) -m pytest -n $(WORKERS) \
 		$(or $(ARGS),--cov --cov-fail-under=90)
+
+test-all: setup ## the same with every registered task where make test takes a few: an hour
+	@KP3D_TEST_ALL=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 exec $(PYTHON) -m pytest -n $(WORKERS) $(ARGS)
 
 lint: setup ## ruff over everything
 	@$(PYTHON) -m ruff check .

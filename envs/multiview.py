@@ -71,14 +71,20 @@ class MultiViewObservation(gym.Wrapper):
         self._observe = _check_observe(observe)
         self._workspace = workspace or _whole_model(base.model)
         self._visual = VisualModel(
-            base.fullpath, base.model, cameras, workspace=self._workspace, movable=movable, quality=quality
+            base.fullpath,
+            base.model,
+            cameras,
+            workspace=self._workspace,
+            movable=movable,
+            markers=getattr(base, "markers", None),
+            quality=quality,
         )
         self._renderer = make_renderer(renderer)
         self._background: np.ndarray | None = None
         self.images_are_deferred = False
         self._actuated = None if hasattr(base, "proprio") else _actuated_joints(base.model)
         self._defines_success = bool(getattr(base, "defines_success", False))
-        self._visual.sync(base.model, base.data)
+        self._synced()
         self.observation_space = self._make_space()
         # Wrappers in between, such as time limits, keep what no method tells: then the episode is played again, too.
         self._played = env if hasattr(env, "save_state") else EpisodeLog(env, self.horizon)
@@ -206,7 +212,8 @@ class MultiViewObservation(gym.Wrapper):
         return self._synced()
 
     def _synced(self) -> VisualModel:
-        self._visual.sync(self.unwrapped.model, self.unwrapped.data)
+        base = self.unwrapped
+        self._visual.sync(base.model, base.data, base.marker_positions() if self._visual.markers else 0.0)
         return self._visual
 
     def _observation(self, state: Any) -> dict[str, np.ndarray]:

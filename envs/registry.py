@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,23 +15,28 @@ from envs.errors import UserError, unknown
 if TYPE_CHECKING:
     from envs.multiview import MultiViewObservation
 
-_TASKS: dict[str, type[gym.Env]] = {}
+SPLITS = ("train", "test")
+"""Configurations to train on, and those to test on, of tasks that draw from a fixed number of them."""
+_TASKS: dict[str, tuple[type[gym.Env], dict[str, Any]]] = {}
 
 
-def register_task(env_id: str) -> Callable[[type[gym.Env]], type[gym.Env]]:
+def register_task(env_id: str, **arguments: Any) -> Callable[[type[gym.Env]], type[gym.Env]]:
     """Class decorator: register a state task, seen from its cameras, under an id, here and in Gymnasium.
 
-    The class is built without arguments and has the attributes ``cameras``, ``workspace``, ``movable`` and ``horizon``
-    (see :class:`envs.tasks.arm.ArmEnv`). If its scene can be redrawn, it has a method ``redraw(seed)``.
+    The class has the attributes ``cameras``, ``workspace``, ``movable`` and ``horizon``
+    (see :class:`envs.tasks.arm.ArmEnv`), maybe ``other_cameras``, which are used where they are named. If its scene can
+    be redrawn, it has a method ``redraw(seed)``. If it has a number of configurations of which some are kept for tests,
+    it takes an argument ``split``, one of :data:`SPLITS`, and has an attribute of that name.
 
     :param env_id: what users type.
+    :param arguments: with which the class is built, so that one class can be many tasks.
     :raises ValueError: if the id is taken.
     """
 
     def register(task: type[gym.Env]) -> type[gym.Env]:
         if env_id in _TASKS:
             raise ValueError(f"environment '{env_id}' is registered twice")
-        _TASKS[env_id] = task
+        _TASKS[env_id] = task, arguments
         gym.register(
             env_id, entry_point="envs.registry:make", kwargs={"env_id": env_id}, max_episode_steps=task.horizon
         )
@@ -41,8 +46,16 @@ def register_task(env_id: str) -> Callable[[type[gym.Env]], type[gym.Env]]:
 
 
 def env_ids() -> list[str]:
-    """Ids of our own tasks, sorted."""
+    """Ids of the registered tasks, sorted."""
     return sorted(_TASKS)
+
+
+def task_class(env_id: str) -> type[gym.Env]:
+    """The class of a registered task: its attributes say how it is seen.
+
+    :param env_id: one of :func:`env_ids`.
+    """
+    return _TASKS[env_id][0]
 
 
 def make(
@@ -55,6 +68,7 @@ def make(
     renderer: str = "auto",
     quality: str = "light",
     redraw: int | None = None,
+    split: str = "train",
 ) -> MultiViewObservation:
     """Make an environment that is seen from several cameras.
 
@@ -68,13 +82,18 @@ def make(
     :param quality: light, or full with multisampling, shadows, reflections and whole meshes.
     :param redraw: seed of another scene for the same task: new colours, another start of the arm, and the task's own
         cameras at other places (those of a file stay). None: the task's own scene.
-    :raises UserError: for an unknown environment, camera, observation or renderer, a faulty cameras file, or an
+    :param split: "train" or "test": from which configurations episodes are drawn. It makes no difference to a task that
+        draws each start anew; there, training and tests have different seeds.
+    :raises UserError: for an unknown environment, camera, observation, renderer or split, a faulty cameras file, or an
         environment that cannot be redrawn.
     """
     from envs.multiview import MultiViewObservation
 
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     if env_id in _TASKS:
-        env = _TASKS[env_id]()
+        task, arguments = _TASKS[env_id]
+        env = task(**arguments, split=split) if hasattr(task, "split") else task(**arguments)
         _redraw(env_id, env, redraw)
         specs, workspace = _task_cameras(env_id, env, cameras)
     else:
@@ -111,7 +130,7 @@ def _task_cameras(env_id: str, task: gym.Env, cameras: str | Path | None) -> tup
     if is_cameras_file(cameras):
         specs, workspace = load_cameras(cameras)
         return specs, workspace or task.workspace
-    presets = {camera.name: camera for camera in task.cameras}
+    presets = {camera.name: camera for camera in (*task.cameras, *getattr(task, "other_cameras", ()))}
     names = [name.strip() for name in str(cameras).split(",")]
     for name in names:
         if name not in presets:
@@ -121,7 +140,7 @@ def _task_cameras(env_id: str, task: gym.Env, cameras: str | Path | None) -> tup
 
 def _foreign_cameras(env_id: str, cameras: str | Path | None) -> tuple[Sequence[CameraSpec], WorkspaceSpec | None]:
     if env_id not in gym.registry and ":" not in env_id:  # "module:id" has Gymnasium import the module first
-        raise unknown("environment", env_id, [*env_ids(), *_gymnasium_ids()])
+        raise unknown_environment(env_id, _gymnasium_ids())
     if cameras is None:
         raise UserError(f"{env_id} has no cameras of its own: name a cameras file (examples: envs/assets/cameras)")
     if not is_cameras_file(cameras):
@@ -146,6 +165,20 @@ def _gymnasium_ids() -> list[str]:
     )
 
 
+def unknown_environment(env_id: str, others: Sequence[str]) -> UserError:
+    """The error for an environment that there is not; of Meta-World's tasks it lists all only to who asks for one.
+
+    :param env_id: what the user typed.
+    :param others: ids that are valid beside the registered tasks.
+    """
+    registered, prefix = env_ids(), "metaworld-"
+    theirs = [known for known in registered if known.startswith(prefix)]
+    if env_id.startswith(prefix):
+        return unknown("environment", env_id, theirs)
+    own = [known for known in registered if known not in theirs]
+    return unknown("environment", env_id, [*own, *others, *theirs], [*own, f"{prefix}<task>", *others])
+
+
 def is_cameras_file(cameras: str | Path) -> bool:
     """Whether cameras are given by a file, and not by names of a task's own."""
     path = Path(cameras)
@@ -154,4 +187,4 @@ def is_cameras_file(cameras: str | Path) -> bool:
 
 def task_modules() -> list[str]:
     """Modules that registered a task: what a worker process imports to know the same tasks."""
-    return sorted({task.__module__ for task in _TASKS.values()} - {"__main__"})
+    return sorted({task.__module__ for task, _ in _TASKS.values()} - {"__main__"})

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import mujoco
 import numpy as np
@@ -50,6 +52,20 @@ _COPIED_FIELDS = (
 )
 
 
+@dataclass(frozen=True)
+class MarkerSpec:
+    """A ball that shows where something is wanted; only the eye knows of it, physics does not.
+
+    :param name: of the body that it becomes in the visual model; no body of the task may have it.
+    :param radius: metres.
+    :param rgba: colour.
+    """
+
+    name: str
+    radius: float = 0.02
+    rgba: tuple[float, float, float, float] = (0.85, 0.05, 0.85, 1.0)
+
+
 class VisualModel:
     """A model with V cameras, and data that follows a physics simulation.
 
@@ -65,6 +81,7 @@ class VisualModel:
         *,
         workspace: WorkspaceSpec | None = None,
         movable: Sequence[str] = (),
+        markers: Sequence[MarkerSpec] | None = None,
         quality: str = "light",
     ) -> None:
         """Compile the visual model; nothing is rendered yet.
@@ -74,6 +91,8 @@ class VisualModel:
         :param cameras: the views, in the order of the images.
         :param workspace: tells the frame of poses and positions; None is the world.
         :param movable: names of bodies that are no background although they have no joint, such as targets.
+        :param markers: what is drawn in place of the model's sites; their places are told to :meth:`sync`. None: the
+            sites themselves, which only OpenGL draws.
         :param quality: "light", simplified meshes and no multisampling, shadows or reflections, which cost far more
             than they show at the sizes of training images; or "full", as the task's file says.
         :raises UserError: for unknown bodies, or where the MJCF does not compile to the physics model.
@@ -82,8 +101,10 @@ class VisualModel:
         if quality not in QUALITIES:
             raise unknown("render quality", quality, QUALITIES)
         self.cameras, self.quality = tuple(cameras), quality
+        self.markers, self.draws_sites = tuple(markers or ()), markers is None
         self.model = self._compile(path, physics)
         self.data = mujoco.MjData(self.model)
+        self._marker_mocaps = [self.model.body(marker.name).mocapid[0] for marker in self.markers]
         self.camera_ids = np.array([self.model.camera(_CAMERA_PREFIX + camera.name).id for camera in cameras])
         self._origin_body = None
         if workspace is not None and workspace.body is not None:
@@ -94,20 +115,24 @@ class VisualModel:
         self.background_only = False
         buffer = np.empty(mujoco.mj_sizeModel(self.model), np.uint8)
         mujoco.mj_saveModel(self.model, None, buffer)
-        self.key = hashlib.blake2b(buffer.tobytes(), digest_size=16).hexdigest()
+        self.key = hashlib.blake2b(buffer.tobytes() + bytes([self.draws_sites]), digest_size=16).hexdigest()
         self.sync(physics, mujoco.MjData(physics))
 
-    def sync(self, physics: mujoco.MjModel, data: mujoco.MjData) -> None:
+    def sync(self, physics: mujoco.MjModel, data: mujoco.MjData, markers: np.ndarray | float = 0.0) -> None:
         """Take over the state of a simulation, and what the task changed in its model, and compute where all is.
 
         :param physics: the task's model; read only.
         :param data: its data; only qpos and the mocap poses are read.
+        :param markers: (M, 3) where the markers are, world metres.
         """
-        for name in _COPIED_FIELDS:
-            np.copyto(getattr(self.model, name), getattr(physics, name))
+        for name in _COPIED_FIELDS:  # markers are behind all that the task has
+            theirs = getattr(physics, name)
+            np.copyto(getattr(self.model, name)[: len(theirs)], theirs)
         np.copyto(self.data.qpos, data.qpos)
-        np.copyto(self.data.mocap_pos, data.mocap_pos)
-        np.copyto(self.data.mocap_quat, data.mocap_quat)
+        np.copyto(self.data.mocap_pos[: physics.nmocap], data.mocap_pos)
+        np.copyto(self.data.mocap_quat[: physics.nmocap], data.mocap_quat)
+        if self.markers:
+            self.data.mocap_pos[self._marker_mocaps] = markers
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_comPos(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
@@ -179,8 +204,11 @@ class VisualModel:
                     f"model file {path}: {size} is {getattr(plain, size)}, but {getattr(physics, size)} in the "
                     "environment's model; the file must be the one from which the environment was loaded"
                 )
+        _name_bodies(spec)
         for camera in self.cameras:
             _add_camera(spec, plain, camera)
+        for marker in self.markers:
+            _add_marker(spec, plain, marker)
         _strip_dynamics(spec)
         model = spec.compile()
         model.geom_contype[:] = 0  # nothing collides here
@@ -216,7 +244,7 @@ def with_children(model: mujoco.MjModel, bodies: np.ndarray) -> np.ndarray:
 
 
 def body_names(model: mujoco.MjModel) -> list[str]:
-    """Names of all named bodies, the world left out."""
+    """Names of all named bodies, the world left out; in a visual model all have one."""
     names = [model.body(index).name for index in range(1, model.nbody)]
     return [name for name in names if name]
 
@@ -253,6 +281,24 @@ def _add_camera(spec: mujoco.MjSpec, plain: mujoco.MjModel, camera: CameraSpec) 
             mode = mujoco.mjtCamLight.mjCAMLIGHT_TRACK
             position, quaternion = _in_reference_pose(plain, camera.body, position, quaternion)
     parent.add_camera(name=_CAMERA_PREFIX + camera.name, pos=position, quat=quaternion, fovy=camera.fovy, mode=mode)
+
+
+def _name_bodies(spec: mujoco.MjSpec) -> None:
+    """Bodies without a name are called after their parent, "puck_channel/1", so that they can be asked for."""
+    taken = {body.name for body in spec.bodies}
+    for body in spec.bodies[1:]:
+        if not body.name:
+            names = (f"{body.parent.name}/{number}" for number in itertools.count(1))
+            body.name = next(name for name in names if name not in taken)
+            taken.add(body.name)
+
+
+def _add_marker(spec: mujoco.MjSpec, plain: mujoco.MjModel, marker: MarkerSpec) -> None:
+    """Bodies are numbered in the order of the tree, so that the world's last child comes behind all others."""
+    if marker.name in body_names(plain):
+        raise UserError(f"marker '{marker.name}' has the name of a body of the model")
+    body = spec.worldbody.add_body(name=marker.name, mocap=True)
+    body.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[marker.radius, 0, 0], rgba=marker.rgba)
 
 
 def _in_reference_pose(

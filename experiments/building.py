@@ -28,17 +28,18 @@ SEEDS_PER_RUN = 1000
 
 
 def make_env(config: RunConfig) -> gym.Env:
-    """One environment that observes what the run's encoder needs.
+    """One environment that observes what the run's encoder needs, to look at or to be judged in: of the test split.
 
     :param config: of the run.
     """
-    return constructor(config)()
+    return constructor(config, "test")()
 
 
-def constructor(config: RunConfig) -> Callable[[], gym.Env]:
+def constructor(config: RunConfig, split: str) -> Callable[[], gym.Env]:
     """What :func:`make_env` calls; fit to be sent to a worker process, which then need not know of experiments.
 
     :param config: of the run.
+    :param split: "train" or "test" (:data:`envs.registry.SPLITS`).
     """
     return functools.partial(
         registry.make,
@@ -50,6 +51,7 @@ def constructor(config: RunConfig) -> Callable[[], gym.Env]:
         renderer=config.render.backend,
         quality=config.render.quality,
         redraw=config.redraw,
+        split=split,
     )
 
 
@@ -75,14 +77,15 @@ def make_training_env(config: TrainConfig) -> VecEnv:
 
 
 def side_by_side(config: RunConfig, count: int) -> VecEnv:
-    """Environments of a run: in worker processes where OpenGL draws, in one process where the ray tracer does.
+    """Environments to train in: in worker processes where OpenGL draws, in one process where the ray tracer does.
 
-    The ray tracer draws all of them in one launch, on a GPU without the images ever leaving it.
+    They are of the training split. The ray tracer draws all of them in one launch, on a GPU without the images ever
+    leaving it.
 
     :param config: of the run.
     :param count: how many.
     """
-    makers = [constructor(config)] * count
+    makers = [constructor(config, "train")] * count
     if config.encoder.kind == "state" or chosen_backend(config.render.backend) != "warp":
         return make_vec_env(makers, workers=workers(config))
     device = choose_device(config.device)

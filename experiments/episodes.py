@@ -153,7 +153,7 @@ def visible_bodies(env: gym.Env, wanted: Sequence[str] = ()) -> list[str]:
     :param env: a ``MultiViewObservation``.
     :param wanted: bodies that are of interest though they may be but a frame, such as the point between two fingers.
     """
-    model = env.unwrapped.model
+    model = env.get_wrapper_attr("synced_visual")().model
     return [name for name in env.get_wrapper_attr("body_names") if name in wanted or model.body(name).geomnum[0]]
 
 

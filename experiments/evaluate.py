@@ -5,15 +5,18 @@ Prints how many episodes end in success, with 95 % intervals, and writes ``eval.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import gymnasium as gym
 from stable_baselines3.common.policies import BasePolicy
 from tqdm import tqdm
 
 from agents.finite import refuse_nonfinite_outputs
+from envs.errors import UserError
 from experiments.ablations import Environments, conditions
 from experiments.algorithms import load_policy
 from experiments.building import make_env, use_threads
@@ -30,7 +33,7 @@ class EvaluateConfig:
     :param env: environment; with no ``run`` its newest run is taken.
     :param run: run folder, or its name within the environment.
     :param seed: number of the block of evaluation seeds; blocks never overlap.
-    :param episodes: how many.
+    :param episodes: how many; by default 100, or one for each of the task's test configurations.
     :param envs: how many episodes are played at a time.
     :param checkpoint: step of the checkpoint; by default the newest.
     :param device: "auto" takes a GPU where there is one.
@@ -41,7 +44,7 @@ class EvaluateConfig:
     env: str | None = None
     run: str | None = None
     seed: int = 0
-    episodes: int = 100
+    episodes: int | None = None
     envs: int = 10
     checkpoint: int | None = None
     device: str = "auto"
@@ -50,7 +53,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.envs < 1:
             raise ValueError("envs must be at least 1")
-        evaluation_seeds(self.seed, self.episodes)  # refuses what is out of bounds
+        evaluation_seeds(self.seed, 1 if self.episodes is None else self.episodes)  # refuses what is out of bounds
 
 
 @refuse_nonfinite_outputs()
@@ -60,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
     run = Run.open(config.run, config.env)
     checkpoint = run.load(config.checkpoint)
     use_threads(run.config.threads)
-    envs = [make_env(run.config) for _ in range(min(config.envs, config.episodes))]
+    envs = [make_env(run.config) for _ in range(min(config.envs, config.episodes or config.envs))]
+    config = dataclasses.replace(config, episodes=episodes_of(config, envs[0]))
     policy = load_policy(run, envs[0], checkpoint, config.device)
     print(f"{run.path}, checkpoint {checkpoint.step}: {config.episodes} episodes, deterministic")
     results = {}
@@ -75,6 +79,19 @@ def main(argv: Sequence[str]) -> None:
     write(run, config, checkpoint.step, results)
     for env in envs:
         env.close()
+
+
+def episodes_of(config: EvaluateConfig, env: gym.Env) -> int:
+    """How many episodes are played.
+
+    :param env: in which.
+    :raises UserError: for more than differ from each other: intervals would pretend to know what they do not.
+    """
+    most = getattr(env.unwrapped, "configurations", None)
+    if most is not None and (config.episodes or 0) > most:
+        asked = f"{config.episodes} episodes were asked for"
+        raise UserError(f"{asked}: the task has {most} test configurations, so at most {most} differ")
+    return config.episodes or most or 100
 
 
 def measure(

@@ -34,7 +34,7 @@ from experiments.provenance import origin
 from experiments.representation import Baselines, Sitting, find, make_extractor, probe_errors, sitting
 from experiments.runs import Run
 from kp3d_rl.keypoint3d import Keypoint3D
-from kp3d_rl.metrics import split_episodes
+from kp3d_rl.metrics import EpisodeSplit, split_episodes
 
 PROBE_SEED = 30_000_000
 """First seed of the probe's episodes; training and evaluations stay below (see evaluation.py)."""
@@ -74,7 +74,7 @@ class ProbeConfig:
     checkpoint: int | None = None
     seed: int = 0
     episodes: int = 120
-    steps: int = 50
+    steps: int = 200
     frames: int = 25
     policy: Literal["random", "scripted", "mixed", "own"] = "random"
     bodies: str | None = None
@@ -108,11 +108,13 @@ class Findings:
     :param bodies: B names.
     :param errors: (B,) cm for each kind of probe; ``keypoints`` first.
     :param sitting: of the keypoints; None in 2D, where there is nothing to sit in.
+    :param judging: how many episodes judged the probe.
     """
 
     bodies: tuple[str, ...]
     errors: dict[str, np.ndarray]
     sitting: Sitting | None
+    judging: int
 
     def times_better(self, than: str) -> np.ndarray:
         """(B,) how many times larger another probe's error is; NaN for a body that stands still."""
@@ -207,12 +209,23 @@ def measure(
     :param bodies: to look for.
     """
     found = find(make_extractor(env, encoder), episodes)
-    split = split_episodes(config.episodes, seed=config.seed)
+    split = split_of(config, env)
     baselines = Baselines(config.random_encoders, config.autoencoder_steps, config.seed)
     show = Progress("training the plain autoencoder", "steps")
     errors = probe_errors(found, encoder, env, episodes, bodies, split, baselines, show)
     flat = encoder.config.dimensions == "2d"
-    return Findings(tuple(bodies), errors, None if flat else sitting(found, episodes, config.confident))
+    sits = None if flat else sitting(found, episodes, config.confident)
+    return Findings(tuple(bodies), errors, sits, len(split.test))
+
+
+def split_of(config: ProbeConfig, env: gym.Env) -> EpisodeSplit:
+    """Which episodes fit the probe and which judge it: no configuration of a task does both.
+
+    :param env: of the episodes.
+    """
+    count = getattr(env.unwrapped, "configurations", None)
+    groups = None if count is None else [seed % count for seed in config.seeds]
+    return split_episodes(config.episodes, seed=config.seed, groups=groups)
 
 
 def draw(
@@ -240,7 +253,7 @@ def table(config: ProbeConfig, findings: Findings) -> list[str]:
 
     :return: lines.
     """
-    judging = len(split_episodes(config.episodes).test)
+    judging = findings.judging
     compared = [name for name in findings.errors if name in ("constant", "random encoder")]
     heading = ["probe error, cm", *findings.errors, *(f"{name} / keypoints" for name in compared)]
     rows = []

@@ -26,17 +26,24 @@ class EpisodeSplit(NamedTuple):
     test: np.ndarray
 
 
-def split_episodes(episodes: int, test_fraction: float = 0.25, seed: int = 0) -> EpisodeSplit:
+def split_episodes(
+    episodes: int, test_fraction: float = 0.25, seed: int = 0, groups: Sequence[int] | None = None
+) -> EpisodeSplit:
     """Split whole episodes at random; frames of one episode resemble each other too much to be on both sides.
 
     :param episodes: their number, at least 3, so that the training side can be split again.
-    :raises ValueError: where there are fewer.
+    :param groups: (episodes,) numbers; episodes of one number, which begin alike, come to the same side. None: all
+        differ.
+    :raises ValueError: where there are fewer episodes, or groups.
     """
-    if episodes < 3:
-        raise ValueError(f"a probe needs at least 3 episodes (2 to fit, 1 to judge), not {episodes}")
-    order = np.random.default_rng(seed).permutation(episodes)
-    held_out = min(max(1, round(test_fraction * episodes)), episodes - 2)
-    return EpisodeSplit(np.sort(order[held_out:]), np.sort(order[:held_out]))
+    labels = np.arange(episodes) if groups is None else np.asarray(groups)
+    names = np.unique(labels)
+    if len(names) < 3:
+        raise ValueError(f"a probe needs at least 3 episodes that differ (2 to fit, 1 to judge), not {len(names)}")
+    order = np.random.default_rng(seed).permutation(len(names))
+    held_out = min(max(1, round(test_fraction * len(names))), len(names) - 2)
+    judged = np.isin(labels, names[order[:held_out]])
+    return EpisodeSplit(np.flatnonzero(~judged), np.flatnonzero(judged))
 
 
 def ridge_probe(

@@ -96,6 +96,8 @@ class _SharedScene:
             for effect in _COSTLY_EFFECTS:
                 self.scene.flags[effect] = False
         self.option = mujoco.MjvOption()
+        if not visual.draws_sites:
+            self.option.sitegroup[:] = 0
         self.camera = mujoco.MjvCamera()
         self.camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self.size = (0, 0)

@@ -1,3 +1,6 @@
-"""Our own tasks: importing this package registers them."""
+"""Tasks: importing this package registers them."""
 
+from envs.tasks import lift as lift
+from envs.tasks import metaworld as metaworld
+from envs.tasks import push as push
 from envs.tasks import reach as reach

@@ -32,6 +32,14 @@ ACTION_SCALE = 0.04  # metres per control step at full action
 SETTLE_TOLERANCE = 1e-3  # metres
 SETTLE_SECONDS = 2.0
 FINGER_STROKE = 0.035  # metres, as in arm.xml
+TABLE_WORKSPACE = WorkspaceSpec(centre=(0.55, 0.0, 0.11), half_extents=(0.21, 0.21, 0.12))
+"""For tasks with things that lie on the table; all of it is in the images of the cameras below."""
+TABLE_START = WorkspaceSpec(centre=(0.55, 0.0, 0.15), half_extents=(0.08, 0.08, 0.04))
+TABLE_CAMERAS = (
+    CameraSpec("left", position=(0.913, 0.802, 0.468), look_at=(0.55, 0.06, 0.14), fovy=36.0),
+    CameraSpec("right", position=(0.913, -0.802, 0.468), look_at=(0.55, -0.06, 0.14), fovy=36.0),
+    CameraSpec("front", position=(0.93, 0.0, 0.98), look_at=(0.58, 0.0, 0.14), fovy=34.0),
+)
 
 
 class ArmEnv(gym.Env):
@@ -56,6 +64,7 @@ class ArmEnv(gym.Env):
     start: WorkspaceSpec
     """the box in which the gripper starts, inside the workspace"""
     movable: tuple[str, ...] = ()
+    """bodies that the task is about: no background even where they have no joint, and what redrawn colours set off"""
     probe_bodies: tuple[str, ...] = ("end_effector",)
     horizon: int = 50
     defines_success = True

@@ -64,3 +64,13 @@ class ReachEnv(ArmEnv):
     @property
     def _target_mocap(self) -> int:
         return self.model.body("target").mocapid[0]
+
+
+@register_task("reach-wrist-multiview")
+class ReachWristEnv(ReachEnv):
+    """Reach with one of the three cameras on the wrist: its view moves with the hand, and so does its background."""
+
+    cameras = (
+        *ReachEnv.cameras[:2],
+        CameraSpec("wrist", (-0.14, 0.0, -0.06), look_at=(0.03, 0.0, 0.20), up=(1, 0, 0), fovy=75.0, body="hand"),
+    )

@@ -23,12 +23,13 @@ from envs import snapshots
 from envs.cameras import CameraSpec, load_cameras
 from envs.errors import UserError
 from envs.multiview import MultiViewObservation
-from envs.registry import env_ids, make
+from envs.registry import make
 from envs.snapshots import ReplayError, model_fields, save_physics, save_random
 from envs.tasks.arm import ASSETS, ArmEnv
 from envs.tasks.reach import ReachEnv
 from envs.workers import Workers
 from tests.counting import CountingEnv, differences, spoilt, through_files
+from tests.tasks import OWN, TESTED
 
 CAMERAS = ASSETS / "cameras"
 SMALL: dict[str, Any] = dict(height=16, width=16, observe=("images", "proprio", "state"))
@@ -49,14 +50,15 @@ def make_limited_reach() -> MultiViewObservation:
     return MultiViewObservation(gym.wrappers.TimeLimit(ReachEnv(), 9), ReachEnv.cameras, **SMALL)
 
 
-OURS: dict[str, Callable] = {env_id: functools.partial(make, env_id, **SMALL) for env_id in env_ids()}
-OURS |= {f"{env_id} redrawn": functools.partial(make, env_id, redraw=1, **SMALL) for env_id in env_ids()}
+OURS: dict[str, Callable] = {env_id: functools.partial(make, env_id, **SMALL) for env_id in OWN}
+OURS |= {f"{env_id} redrawn": functools.partial(make, env_id, redraw=1, **SMALL) for env_id in OWN}
 FOREIGN: dict[str, Callable] = {
     "Ant-v5": make_ant,
     "Reacher-v5": functools.partial(make, "Reacher-v5", cameras=CAMERAS / "reacher.yaml", **SMALL),
     "InvertedPendulum-v5": make_pendulum,
     "limited": make_limited_reach,
 }
+FOREIGN |= {env_id: functools.partial(make, env_id, **SMALL) for env_id in TESTED if env_id not in OWN}
 KINDS = OURS | FOREIGN
 
 
@@ -154,7 +156,7 @@ def test_an_environment_that_was_never_reset_has_a_state(kind: str) -> None:
     other.close()
 
 
-@pytest.mark.parametrize("kind", [*env_ids(), "Reacher-v5"])
+@pytest.mark.parametrize("kind", [*TESTED, "Reacher-v5"])
 def test_another_process_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
     code = """
 import pickle, sys

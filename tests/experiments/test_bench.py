@@ -22,7 +22,6 @@ from agents.callbacks import AuxiliaryConfig
 from agents.replay import FrameReplayBuffer
 from agents.worker_env import WorkerVecEnv
 from envs.errors import UserError
-from envs.registry import env_ids
 from envs.renderers import gl_info
 from experiments.bench import __main__ as bench
 from experiments.bench import checkpoints, learner, looks, memory, profile, report, tables, training, views
@@ -33,6 +32,7 @@ from experiments.bench.timing import one_core, race
 from experiments.building import cores
 from experiments.config import EncoderConfig, PPOConfig, RenderConfig, TrainConfig
 from tests.counting import CountingEnv
+from tests.tasks import OWN
 
 
 def in_its_own_process(*arguments: str) -> Any:
@@ -330,7 +330,7 @@ def test_looks_are_compared_geom_by_geom() -> None:
 def test_every_task_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_gl: None) -> None:
     monkeypatch.setattr(looks, "hammer", lambda pixels: looks.task("reach-multiview", pixels))
     rows = looks.looks(tmp_path, 96)
-    assert {row["scene"] for row in rows} == {f"{name}, 96 px" for name in env_ids()}
+    assert {row["scene"] for row in rows} == {f"{name}, 96 px" for name in OWN}
     assert "simplified against whole meshes" in {row["what"] for row in rows}
     assert all(0.85 < row["least_iou"] <= row["iou"] and row["geoms"] > 10 for row in rows)
     assert 0.3 < max(row["difference"] for row in rows) < 4, "lights and shadows differ"

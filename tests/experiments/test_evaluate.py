@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from agents.finite import NonFiniteError
+from envs import registry
 from envs.errors import UserError
 from experiments import evaluate as script
 from experiments.building import SEEDS_PER_RUN
@@ -20,6 +22,7 @@ from experiments.evaluation import (
     Episode,
     Evaluation,
     evaluate,
+    evaluation_seeds,
     table,
 )
 from tests.dotworld import DotEnv
@@ -149,3 +152,15 @@ def test_script_refusals(state_run: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             script.main(arguments)
+
+
+def test_configurations_are_played_once_each() -> None:
+    """More episodes than a task has test configurations would be the same ones again."""
+    with contextlib.closing(registry.make("metaworld-reach", observe=("state",), split="test")) as env:
+        with pytest.raises(UserError, match="51 episodes were asked for: the task has 50 test configurations"):
+            script.episodes_of(script.EvaluateConfig(episodes=51), env)
+        assert [script.episodes_of(script.EvaluateConfig(episodes=n), env) for n in (None, 7)] == [50, 7]
+        numbers = {env.reset(seed=seed)[1]["configuration"] for seed in evaluation_seeds(3, 50)}
+        assert numbers == set(range(50))
+    with contextlib.closing(registry.make("reach-multiview", observe=("state",))) as env:
+        assert [script.episodes_of(script.EvaluateConfig(episodes=n), env) for n in (None, 300)] == [100, 300]

@@ -41,6 +41,12 @@ def test_split_keeps_sides_apart_and_repeats():
     assert (again.train == train).all() and (again.test == test).all()
     assert any((split_episodes(10, 0.3, seed=s).test != test).any() for s in range(5, 9))
     assert len(split_episodes(3, 0.9).train) == 2
+    groups = [0, 1, 2, 3, 0, 1, 2, 3, 0]
+    train, test = split_episodes(9, 0.25, seed=1, groups=groups)
+    assert sorted([*train, *test]) == list(range(9)) and {groups[i] for i in train}.isdisjoint(groups[i] for i in test)
+    assert len({groups[i] for i in test}) == 1
+    with pytest.raises(ValueError, match="at least 3 episodes that differ .* not 2"):
+        split_episodes(4, groups=[0, 1, 0, 1])
     with pytest.raises(ValueError, match="at least 3"):
         split_episodes(2)
 
