@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -120,6 +121,7 @@ def collect(
     instants: int,
     names: Sequence[str],
     on_episode: Callable[[int, int], None] = lambda done, total: None,
+    blind: bool = False,
 ) -> Episodes:
     """Play one episode for each seed and keep some instants of it.
 
@@ -130,6 +132,7 @@ def collect(
     :param instants: T, how many are kept of each; of an episode with fewer, some are kept twice.
     :param names: of the bodies whose positions are kept.
     :param on_episode: told after each episode how many of how many are done.
+    :param blind: whether the actions do without the images; then only those that are kept are rendered.
     """
     space = env.observation_space.spaces
     moving = "camera_poses" in space
@@ -137,14 +140,47 @@ def collect(
     poses = np.empty((len(seeds), instants, *space["camera_poses"].shape), np.float32) if moving else None
     bodies = np.empty((len(seeds), instants, len(names), 3))
     for number, seed in enumerate(seeds):
-        moments = list(play_episode(env, seed, act(seed, number), steps, names))
-        chosen = np.linspace(0, len(moments) - 1, instants).round().astype(int)
-        for instant, (observation, positions) in enumerate(moments[index] for index in chosen):
+        select = _seen_instants if blind else _instants
+        moments = select(env, seed, functools.partial(act, seed, number), steps, instants, names)
+        for instant, (observation, positions) in enumerate(moments):
             images[number, instant], bodies[number, instant] = observation["images"], positions
             if poses is not None:
                 poses[number, instant] = observation["camera_poses"]
         on_episode(number + 1, len(seeds))
     return Episodes(images, poses, bodies, tuple(names))
+
+
+Moment = tuple[Observation, np.ndarray]
+"""An observation, and the (B, 3) positions of bodies, metres."""
+
+
+def _instants(
+    env: gym.Env, seed: int, act: Callable[[], Act], steps: int, instants: int, names: Sequence[str]
+) -> list[Moment]:
+    """Instants that are spread evenly over an episode."""
+    moments = list(play_episode(env, seed, act(), steps, names))
+    return [moments[index] for index in _spread(len(moments), instants)]
+
+
+def _seen_instants(
+    env: gym.Env, seed: int, act: Callable[[], Act], steps: int, instants: int, names: Sequence[str]
+) -> list[Moment]:
+    """The same by playing twice, to see how long the episode is, and then to render at those instants alone."""
+    env.images_are_deferred = True
+    try:
+        chosen = _spread(sum(1 for _ in play_episode(env, seed, act(), steps, ())), instants)
+        seen = {
+            step: (observation | {"images": env.render_views()}, bodies)
+            for step, (observation, bodies) in enumerate(play_episode(env, seed, act(), steps, names))
+            if step in chosen
+        }
+    finally:
+        env.images_are_deferred = False
+    return [seen[step] for step in chosen]
+
+
+def _spread(length: int, instants: int) -> np.ndarray:
+    return np.linspace(0, length - 1, instants).round().astype(int)
 
 
 def visible_bodies(env: gym.Env, wanted: Sequence[str] = ()) -> list[str]:

@@ -196,7 +196,8 @@ def play(config: ProbeConfig, env: gym.Env, act: Callable[[int, int], Act], bodi
     :raises UserError: for a script that the task does not have.
     """
     show, names = Progress("playing", "episodes"), visible_bodies(env, bodies)
-    return collect(env, config.seeds, act, config.steps, config.frames, names, show)
+    blind = config.policy != "own"
+    return collect(env, config.seeds, act, config.steps, config.frames, names, show, blind)
 
 
 def measure(

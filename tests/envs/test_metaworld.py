@@ -185,9 +185,7 @@ def test_sites_are_not_drawn_in_place_of_which_the_goal_is(require_renderer):
 def test_proprio_is_of_the_hand_and_knows_nothing_of_the_object():
     env = make("metaworld-push", observe=("proprio", "state"))
     observation, _ = env.reset(seed=0)
-    np.testing.assert_allclose(
-        env.workspace.normalise(observation["state"][:3]), observation["proprio"][:3], atol=1e-5
-    )
+    np.testing.assert_allclose(env.workspace.normalise(observation["state"][:3]), observation["proprio"][:3], atol=1e-5)
     assert abs(observation["proprio"][6]) <= 1 and env.reset(seed=1)[0]["proprio"].shape == (7,)
     for _ in range(10):
         shut, *_ = env.step(np.array([1, 0, 0, 1], np.float32))

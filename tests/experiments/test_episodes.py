@@ -61,6 +61,9 @@ def test_instants_are_spread_over_each_episode(reach) -> None:
 
     act = act_by(lambda observation: np.full((1, 4), 0.5))
     every = collect(reach, [7], lambda seed, number: act, 6, 7, names)
+    unseen = collect(reach, [7], lambda seed, number: act, 6, 7, names, blind=True)
+    for name in ("images", "bodies"):
+        np.testing.assert_array_equal(getattr(unseen, name), getattr(every, name))
     some = collect(reach, [7, 8], lambda seed, number: act, 6, 3, names, lambda *done: told.append(done))
     assert every.images.shape == (1, 7, 3, 16, 16, 3) and some.bodies.shape == (2, 3, 2, 3)
     assert (shown(some.images[0]) == shown(every.images[0, [0, 3, 6]])).all() and told == [(1, 2), (2, 2)]
@@ -86,3 +89,14 @@ def test_cameras_that_move_are_kept() -> None:
         episodes = collect(env, [1, 2], lambda seed, number: behaviour("random", env, seed, number), 5, 3, ["target"])
     assert episodes.camera_poses.shape == (2, 3, 2, 4, 4)
     assert np.ptp(episodes.camera_poses[0, :, 0, :3, 3], axis=0).max() > 1e-4
+
+
+def test_who_acts_blindly_has_only_what_is_kept_rendered(reach, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered, render = [], reach.render_views
+    monkeypatch.setattr(reach, "render_views", lambda *size: rendered.append(1) or render(*size), raising=False)
+    counts = []
+    for blind in (False, True):
+        rendered.clear()
+        collect(reach, [5], lambda seed, _: behaviour("random", reach, seed, 0), 9, 3, ["target"], blind=blind)
+        counts.append(len(rendered))
+    assert counts == [10, 3] and "images" in reach.reset(seed=0)[0]
