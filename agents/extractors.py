@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from agents.scene import Scene
 from agents.seam import AuxiliaryLoss, scale_gradient
 from envs.errors import UserError
-from kp3d_rl.augmentation import random_shift
+from kp3d_rl.augmentation import centre_crop, random_crop, random_shift
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig, Keypoints, to_network_layout
 from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms
 
 Observation = dict[str, Tensor]
+CROP = 0.84
+"""Share of a view's height and width that a random crop keeps."""
 
 
 class ViewExtractor(BaseFeaturesExtractor):
@@ -171,9 +173,10 @@ class PixelExtractor(ViewExtractor):
     """
 
     def __init__(self, observation_space: gym.spaces.Dict, features: int = 256, random_shift: int = 0) -> None:
-        views, height, width, _ = observation_space["images"].shape
+        views = observation_space["images"].shape[0]
+        height, width = self.input_size(*observation_space["images"].shape[1:3])
         if min(height, width) < 36:
-            raise UserError(f"the pixel encoder's layers need views of at least 36 x 36 pixels, got {height} x {width}")
+            raise UserError(f"the pixel encoder's layers need {self.least_size}, got {height} x {width}")
         proprio = observation_space.spaces.get("proprio")
         super().__init__(observation_space, features + (proprio.shape[0] if proprio else 0))
         self.views, self.random_shift = views, random_shift
@@ -198,11 +201,39 @@ class PixelExtractor(ViewExtractor):
         :param augment: see :meth:`ViewExtractor.encode`.
         :return: (B, features_dim), and nothing.
         """
-        images = observations["images"]
-        if augment and self.random_shift:
-            images, _ = random_shift(images, self.random_shift)
+        images = self.prepare(observations["images"], augment)
         images = to_network_layout(images).unflatten(0, (-1, self.views)).flatten(1, 2)
         return with_proprio(self.linear(self.cnn(images)), observations), None
+
+    least_size = "views of at least 36 x 36 pixels"
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Of what the layers see of views of (height, width) pixels."""
+        return height, width
+
+    def prepare(self, images: Tensor, augment: bool) -> Tensor:
+        """What the layers are to see, (B, V, h, w, 3) of views (B, V, H, W, 3)."""
+        return random_shift(images, self.random_shift)[0] if augment and self.random_shift else images
+
+
+class RADExtractor(PixelExtractor):
+    """The same on crops: in gradient steps each view of each sample at its own random place, else in the middle.
+
+    Laskin et al., "Reinforcement Learning with Augmented Data" (RAD), NeurIPS 2020, as the baseline of Keypoint3D's
+    paper has it: with PPO, too, the crops of an update are not those of the rollout.
+    """
+
+    least_size = "crops of at least 36 x 36 pixels"
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The original's share of the views: 108 of 128 pixels."""
+        return round(CROP * height), round(CROP * width)
+
+    def prepare(self, images: Tensor, augment: bool) -> Tensor:
+        """Crops: random ones where gradients are wanted of a batch."""
+        size = self.input_size(*images.shape[2:4])
+        trains = self.training and torch.is_grad_enabled()
+        return random_crop(images, *size) if augment or trains else centre_crop(images, *size)
 
 
 def with_proprio(features: Tensor, observations: Observation) -> Tensor:

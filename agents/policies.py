@@ -17,7 +17,7 @@ from stable_baselines3.common.policies import BaseModel, MultiInputActorCriticPo
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.extractors import KeypointExtractor, Observation, PixelExtractor
+from agents.extractors import KeypointExtractor, Observation, PixelExtractor, RADExtractor
 from agents.optimizers import ScaledAdam
 from agents.scene import Scene
 from agents.seam import AuxiliaryLoss
@@ -98,6 +98,14 @@ class PixelPolicy(RawObservationPolicy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("features_extractor_class", PixelExtractor)
+        super().__init__(*args, **kwargs)
+
+
+class RADPolicy(RawObservationPolicy):
+    """Actor and critic on :class:`~agents.extractors.RADExtractor`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("features_extractor_class", RADExtractor)
         super().__init__(*args, **kwargs)
 
 

@@ -34,6 +34,7 @@ from kp3d_rl.storage.files import DamagedError
 POLICIES = {
     ("ppo", "keypoint3d"): "agents.policies:KeypointPolicy",
     ("ppo", "pixels"): "agents.policies:PixelPolicy",
+    ("ppo", "rad"): "agents.policies:RADPolicy",
     ("ppo", "state"): "stable_baselines3.ppo.policies:MultiInputPolicy",
     ("sac", "keypoint3d"): "agents.offpolicy:KeypointSACPolicy",
     ("sac", "pixels"): "agents.offpolicy:PixelSACPolicy",
@@ -50,6 +51,9 @@ def policy_class(config: TrainConfig) -> type:
 
     :raises UserError: where it needs sb3-contrib and that is not installed.
     """
+    if (config.algorithm, config.encoder.kind) not in POLICIES:
+        able = " or ".join(sorted(a for a, kind in POLICIES if kind == config.encoder.kind))
+        raise UserError(f"encoder '{config.encoder.kind}' is trained by {able}, not by {config.algorithm}")
     module, name = POLICIES[config.algorithm, config.encoder.kind].split(":")
     try:
         return getattr(importlib.import_module(module), name)

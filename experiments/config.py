@@ -20,10 +20,11 @@ from kp3d_rl.options import OptionError, bounded, check_options
 class EncoderConfig(Keypoint3DConfig):
     """What the policy acts on.
 
-    :param kind: "keypoint3d"; "pixels", a CNN over all views; "state", the simulator's numbers (the upper bound).
+    :param kind: "keypoint3d"; "pixels", a CNN over all views; "rad", the same CNN on random crops, with PPO; "state",
+        the simulator's numbers (the upper bound).
     """
 
-    kind: Literal["keypoint3d", "pixels", "state"] = "keypoint3d"
+    kind: Literal["keypoint3d", "pixels", "rad", "state"] = "keypoint3d"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Random shifts of the views, whose geometry stays exact: a shift is a crop, and a crop is a change of intrinsics.
+"""Random shifts and crops of the views, whose geometry stays exact: they are a change of intrinsics.
 
-Source: Yarats, Kostrikov, Fergus, "Image Augmentation Is All You Need: Regularizing Deep Reinforcement Learning from
-Pixels" (DrQ), ICLR 2021: pad by repeating the border, then crop back at a random place.
+Sources: Yarats, Kostrikov, Fergus, "Image Augmentation Is All You Need: Regularizing Deep Reinforcement Learning from
+Pixels" (DrQ), ICLR 2021: pad by repeating the border, then crop back at a random place. Laskin et al., "Reinforcement
+Learning with Augmented Data" (RAD), NeurIPS 2020: crop at a random place, and in the middle where it counts.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ def random_shift(images: Tensor, pixels: int, generator: torch.Generator | None 
         :meth:`kp3d_rl.keypoint3d.Keypoint3D.forward` takes both.
     :raises ValueError: for another shape or type, or a negative number of pixels.
     """
-    if images.dtype != torch.uint8 or images.dim() != 5 or images.shape[-1] != 3:
-        raise ValueError(f"images must be (B, V, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
+    _require_views(images)
     if pixels < 0:
         raise ValueError(f"a random shift is of at least 0 pixels, got {pixels}")
     shape = (*images.shape[:2], 2)
@@ -30,11 +30,57 @@ def random_shift(images: Tensor, pixels: int, generator: torch.Generator | None 
     return (_windows(images, offset, pixels) if pixels else images), offset.float()
 
 
+def random_crop(images: Tensor, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
+    """Cut a window out of every view of every sample, each at its own random place.
+
+    :param images: (B, V, H, W, 3) uint8.
+    :param height: of the window, at most H.
+    :param width: of the window, at most W.
+    :param generator: of the images' device; None is torch's own.
+    :return: (B, V, height, width, 3) uint8.
+    :raises ValueError: for another shape or type, or windows that do not fit.
+    """
+    _require_views(images)
+    most = images.new_tensor([images.shape[3] - width, images.shape[2] - height], dtype=torch.long)
+    if (most < 0).any() or height < 1 or width < 1:
+        raise ValueError(f"no window of {height} x {width} fits into views of {tuple(images.shape[2:4])}")
+    drawn = torch.rand((*images.shape[:2], 2), device=images.device, generator=generator)
+    return crop(images, (drawn * (most + 1)).long().minimum(most), height, width)
+
+
+def centre_crop(images: Tensor, height: int, width: int) -> Tensor:
+    """Cut the middle out of every view; where that is between two pixels, towards the top left.
+
+    :param images: (B, V, H, W, 3) uint8.
+    :return: (B, V, height, width, 3), which shares the images' memory.
+    """
+    top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+    return images[:, :, top : top + height, left : left + width]
+
+
+def crop(images: Tensor, offset: Tensor, height: int, width: int) -> Tensor:
+    """Windows at given places.
+
+    :param images: (B, V, H, W, C).
+    :param offset: (B, V, 2) whole (left, top) of each window, which lies inside of its image.
+    :return: (B, V, height, width, C).
+    """
+    batch, views, rows, columns, channels = images.shape
+    image = torch.arange(batch * views, device=images.device).view(batch, views, 1)
+    row = offset[..., 1:] + torch.arange(height, device=images.device)
+    start = ((image * rows + row) * columns + offset[..., :1]) * channels
+    return _runs(images.contiguous(), start, width).view(batch, views, height, width, channels)
+
+
+def _require_views(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.dim() != 5 or images.shape[-1] != 3:
+        raise ValueError(f"images must be (B, V, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
+
+
 def _windows(images: Tensor, offset: Tensor, pixels: int) -> Tensor:
     """The images' windows at (left, top) ``offset`` (B, V, 2), as large as the images, borders repeated outside.
 
-    Only the columns are padded in memory. In there a window's row is one run of bytes, so that what is gathered are
-    rows, not pixels; rows above and below the image are the border row again.
+    Only the columns are padded in memory; rows above and below the image are the border row again.
     """
     batch, views, height, width, channels = images.shape
     left, right = (images[..., column, None, :].expand(-1, -1, -1, pixels, -1) for column in (0, -1))
@@ -42,5 +88,10 @@ def _windows(images: Tensor, offset: Tensor, pixels: int) -> Tensor:
     image = torch.arange(batch * views, device=images.device).view(batch, views, 1)
     row = (offset[..., 1:] + torch.arange(height, device=images.device)).clamp(0, height - 1)
     start = ((image * height + row) * padded.shape[3] + offset[..., :1] + pixels) * channels
-    every_run = padded.flatten().unfold(0, width * channels, 1)  # a view; its rows overlap
-    return every_run.index_select(0, start.flatten()).view(images.shape)
+    return _runs(padded, start, width).view(images.shape)
+
+
+def _runs(images: Tensor, start: Tensor, width: int) -> Tensor:
+    """Runs of ``width`` pixels from given places in memory: rows of windows are gathered, not their pixels."""
+    length = width * images.shape[-1]
+    return images.flatten().unfold(0, length, 1).index_select(0, start.flatten())  # a view, whose rows overlap

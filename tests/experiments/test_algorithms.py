@@ -14,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import replay
+from agents.extractors import RADExtractor
 from agents.scene import Scene
 from envs.errors import UserError
 from experiments import evaluate, train, video
@@ -74,6 +75,14 @@ def test_every_algorithm_has_a_policy_on_every_kind_of_encoder(algorithm: str, k
         observed = dict(DotEnv(scene).observation_space.spaces)
     env = DummyVecEnv([lambda: Fixed(spaces.Dict(observed))])
     assert build_model(config, env, scene).policy.action_space.shape == (2,)
+
+
+def test_random_crops_are_trained_by_ppo() -> None:
+    config = TrainConfig(image_size=44, encoder=EncoderConfig(kind="rad"), device="cpu")
+    env = DummyVecEnv([lambda: Fixed(spaces.Dict({"images": spaces.Box(0, 255, (3, 44, 44, 3), "uint8")}))])
+    assert isinstance(build_model(config, env, dot_scene()).policy.features_extractor, RADExtractor)
+    with pytest.raises(UserError, match="encoder 'rad' is trained by ppo, not by sac"):
+        build_model(dataclasses.replace(config, algorithm="sac"), env, dot_scene())
 
 
 class Fixed(DotEnv):

@@ -146,7 +146,7 @@ def test_every_number_has_bounds_and_every_option_refuses_another_type(kind: typ
         ("  steps: 128", "  steps: " + "9" * 5000, "key 'ppo.steps': write numbers in plain decimal digits"),
         ("  steps: 128\n", "", " line 59, key 'ppo.steps': is missing (default: 128)"),
         ("run: null\n", "", " line 1, key 'run': is missing (default: null)"),
-        ("kind: keypoint3d", "kind: pixel", "'encoder.kind': must be 'keypoint3d', 'pixels' or 'state', got 'pixel'"),
+        ("kind: keypoint3d", "kind: pixel", "must be 'keypoint3d', 'pixels', 'rad' or 'state', got 'pixel'"),
         ("seed: 0", "seed: -1", " line 3, key 'seed': must lie between 0 and 9999, got -1"),
         ("learning_rate: 0.0003", "learning_rate: .nan", "key 'ppo.learning_rate': write numbers as 12.5 or 1.0e-3"),
         ("learning_rate: 0.0003", "learning_rate: 3e-4", "key 'ppo.learning_rate': must be a number: write '3e-4'"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kp3d_rl.augmentation import random_shift
+from kp3d_rl.augmentation import centre_crop, crop, random_crop, random_shift
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig
 from kp3d_rl.reconstruction import auxiliary_terms
 from tests.dotworld import dot_frames, dot_scene, draw_dot
@@ -79,6 +79,45 @@ def test_what_cannot_be_shifted_is_refused(images: torch.Tensor, pixels: int, me
         random_shift(images, pixels)
     with pytest.raises(ValueError, match="random_shift"):
         Keypoint3DConfig(random_shift=-1)
+
+
+# -- crops -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_crop_is_a_slice_of_each_view() -> None:
+    images, height, width = noise_images(5, 2, 9, 12), 4, 7
+    offset = torch.stack([torch.randint(0, 12 - 7 + 1, (5, 2)), torch.randint(0, 9 - 4 + 1, (5, 2))], -1)
+    found = crop(images, offset, height, width)
+    for sample in range(5):
+        for view in range(2):
+            left, top = offset[sample, view].tolist()
+            expected = images[sample, view, top : top + height, left : left + width]
+            assert torch.equal(found[sample, view], expected)
+
+
+def test_random_crops_are_anywhere_alike_and_differ_between_views() -> None:
+    rows, columns = torch.meshgrid(torch.arange(9), torch.arange(12), indexing="ij")
+    image = torch.stack([rows, columns, columns], -1).to(torch.uint8)  # a pixel says where it is
+    found = random_crop(image.expand(6000, 2, 9, 12, 3), 4, 7, torch.Generator().manual_seed(0))
+    corners = found[:, :, 0, 0, :2].long()  # (top, left)
+    for axis, most in ((0, 5), (1, 5)):
+        counts = torch.bincount(corners[..., axis].flatten(), minlength=most + 1)
+        assert len(counts) == most + 1 and (counts / counts.sum() - 1 / (most + 1)).abs().max() < 0.02
+    assert torch.corrcoef(corners.flatten(1).T.double()).fill_diagonal_(0).abs().max() < 0.06
+
+
+def test_what_counts_is_the_middle() -> None:
+    images = noise_images(2, 1, 9, 12)
+    assert torch.equal(centre_crop(images, 4, 8), images[:, :, 2:6, 2:10])
+    assert torch.equal(centre_crop(images, 9, 12), images)
+
+
+@pytest.mark.parametrize("size", [(10, 5), (5, 13), (0, 5)])
+def test_a_window_that_does_not_fit_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"no window of {size[0]} x {size[1]} fits into views of"):
+        random_crop(noise_images(1, 1, 9, 12), *size)
+    with pytest.raises(ValueError, match="uint8"):
+        random_crop(torch.zeros(1, 1, 9, 12, 3), 3, 3)
 
 
 # -- the encoder -----------------------------------------------------------------------------------------------------
