@@ -281,7 +281,7 @@ def _chosen(options: dict[str, Any]) -> int:
 
 def _task_class(task: str) -> type[SawyerXYZEnv]:
     """:raises UserError: where Meta-World is missing, or is of a version that does not go with our MuJoCo."""
-    wanted = f"metaworld-{task} needs Meta-World {VERSION}: pip install -c constraints.txt 'kp3d_rl[metaworld]'"
+    wanted = f"metaworld-{task} needs Meta-World {VERSION}: pip install -c constraints.txt metaworld"
     try:
         found = importlib.metadata.version("metaworld")
     except importlib.metadata.PackageNotFoundError:
