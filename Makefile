@@ -5,6 +5,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 TASK := $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(if $(SEED),--seed $(SEED)) $(if $(DEVICE),--device $(DEVICE))
 # MuJoCo's own renderer, which is measured beside ours, must be told its platform.
 GL := $(if $(filter Linux,$(shell uname -s)),MUJOCO_GL=$${MUJOCO_GL:-egl})
+PRESETS := $(if $(PRESET),--preset $(PRESET))
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
@@ -14,6 +15,7 @@ help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Options: ENV=reach-multiview (or any Gymnasium id with CAMERAS=file.yaml)  RUN=name  SEED=0  DEVICE=auto|cpu|cuda"
+	@echo "         PRESET=fast|paper  (of train and pretrain: sizes and steps for two cores, or those of the original)"
 	@echo "         RESUME=runs/…/name  goes on with a run that was stopped or killed, as if nothing had happened"
 	@echo "         ARGS=\"--total-steps 20000\"  (any option of the program; ARGS=--help lists them)"
 	@echo "Set-up:  INTERPRETER=python3.12 (default: the first Python >= 3.11 found)"
@@ -24,11 +26,11 @@ setup: ## create or update .venv
 	@INTERPRETER="$(INTERPRETER)" TORCH_INDEX="$(TORCH_INDEX)" bash scripts/setup.sh
 
 train: setup ## train 3D keypoints and a policy together: make train ENV=reach-multiview; go on: make train RESUME=…
-	$(if $(and $(RESUME),$(RUN)$(SEED)$(DEVICE)$(CAMERAS)),$(error RESUME goes on with the options that the run has: leave out RUN, SEED, DEVICE and CAMERAS))
-	@exec $(PYTHON) -m $(if $(RESUME),experiments.resume $(if $(ENV),--env $(ENV)) --run $(RESUME),experiments.train $(TASK) $(CAMERA)) $(ARGS)
+	$(if $(and $(RESUME),$(RUN)$(SEED)$(DEVICE)$(CAMERAS)$(PRESET)),$(error RESUME goes on with the options that the run has: leave out RUN, SEED, DEVICE, PRESET and CAMERAS))
+	@exec $(PYTHON) -m $(if $(RESUME),experiments.resume $(if $(ENV),--env $(ENV)) --run $(RESUME),experiments.train $(TASK) $(PRESETS) $(CAMERA)) $(ARGS)
 
 pretrain: setup ## the keypoints alone, in minutes: make pretrain ENV=reach-multiview
-	@exec $(PYTHON) -m experiments.pretrain $(TASK) $(CAMERA) $(ARGS)
+	@exec $(PYTHON) -m experiments.pretrain $(TASK) $(PRESETS) $(CAMERA) $(ARGS)
 
 evaluate: setup ## success and return of a run on fixed seeds: make evaluate ENV=… RUN=…
 	@exec $(PYTHON) -m experiments.evaluate $(TASK) $(ARGS)

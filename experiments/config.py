@@ -194,6 +194,9 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """One training run; everything that is needed to repeat it.
 
+    "--preset fast" (two cores, no GPU) and "--preset paper" (the original's sizes, keypoints, steps and cameras) stand
+    for the options that experiments/presets.py lists; those that are typed count more.
+
     :param algorithm: "ppo", "sac" or, with sb3-contrib, "tqc".
     :param total_steps: environment steps, warm-up included; by default 40,000 for PPO and 20,000 for SAC and TQC.
     :param pretrained: run folder whose encoder and decoder training starts from, in place of the warm-up.
@@ -232,6 +235,8 @@ class TrainConfig(RunConfig):
 @dataclass(frozen=True)
 class PretrainConfig(RunConfig):
     """The representation alone, on episodes of a scripted or random policy.
+
+    "--preset fast" and "--preset paper" stand for options, as with training.
 
     :param policy: "random", actions held for some steps; "scripted", the task's own; or "mixed", half of each.
     :param frames: frames to train on.

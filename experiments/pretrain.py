@@ -34,6 +34,7 @@ from experiments.episodes import Actors
 from experiments.estimate import Estimate, resident_memory
 from experiments.logs import metrics_logger
 from experiments.pictures import keypoint_sheet, write_picture
+from experiments.presets import expanded
 from experiments.progress import Progress
 from experiments.recording import StopRequest
 from experiments.runs import Run
@@ -51,7 +52,7 @@ FINAL_LEARNING_RATE = 0.1
 
 def main(argv: Sequence[str]) -> int:
     """Build environments, encoder and run folder, then collect frames and learn."""
-    config = parse(PretrainConfig, argv)
+    config = parse(PretrainConfig, expanded(argv, PretrainConfig))
     use_threads(config.threads)
     path = Run.new_path(config)
     with contextlib.closing(side_by_side(config, ENVS)) as env:

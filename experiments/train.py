@@ -28,6 +28,7 @@ from experiments.config import TrainConfig
 from experiments.estimate import estimate
 from experiments.logs import RunLogger, metrics_logger, require_login
 from experiments.pictures import save_picture
+from experiments.presets import expanded
 from experiments.pretrained import load_pretrained
 from experiments.progress import Progress
 from experiments.recording import Evaluator, Every, ProgressCallback, Rows, StopRequest
@@ -39,7 +40,7 @@ LOG_EVERY = 1000
 
 def main(argv: Sequence[str]) -> int:
     """Build environments, model and run folder, then learn."""
-    config = parse(TrainConfig, argv)
+    config = parse(TrainConfig, expanded(argv, TrainConfig))
     use_threads(config.threads)
     path = Run.new_path(config)
     require_login(config.log)

@@ -259,7 +259,7 @@ def test_targets_forward_only_what_is_given(target, variables, command):
 
 def test_resume_takes_no_options_of_a_new_run():
     refused = make("-n", "train", RESUME="runs/a/b", SEED="1")
-    assert refused.returncode != 0 and "leave out RUN, SEED, DEVICE and CAMERAS" in refused.stderr
+    assert refused.returncode != 0 and "leave out RUN, SEED, DEVICE, PRESET and CAMERAS" in refused.stderr
 
 
 # --- the set-up script, in a copy of the project and with a Python that only pretends --------------------------------

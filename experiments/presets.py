@@ -1,0 +1,87 @@
+"""Named sets of options: ``--preset paper`` stands for what is listed here; options that are typed count more.
+
+What it stands for is written into the run's ``config.yaml`` like any other option: its name is nowhere needed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from envs import registry
+from envs.errors import UserError, unknown
+from experiments.cli import options
+from experiments.config import RunConfig
+
+_PAPER = {
+    "--image-size": "128",
+    "--encoder.layers": "paper",
+    "--encoder.keypoints": "32",
+    "--encoder.view-weights": "per_view",
+    "--encoder.decoder-width": "64",
+    "--encoder.decoded-views": "0",
+    "--total-steps": "4000000",
+    "--ppo.envs": "16",
+    "--ppo.steps": "400",
+    "--ppo.epochs": "8",
+    "--ppo.gamma": "0.99",
+    "--ppo.target-kl": "0.12",
+    "--auxiliary.steps-per-rollout": "400",
+    "--auxiliary.buffer-frames": "100000",
+}
+"""Sizes, number of keypoints and steps of Chen et al. (ICML 2021) on Meta-World; losses and network stay ours."""
+_FAST_METAWORLD = {"--ppo.gamma": "0.99", "--total-steps": "80000"}
+PRESETS = ("fast", "paper")
+
+
+def preset_options(name: str, env_id: str) -> dict[str, str]:
+    """What a preset stands for.
+
+    :param name: one of :data:`PRESETS`. "fast" is for two cores without a GPU; on our own tasks it is the defaults.
+    :param env_id: a registered environment.
+    :raises UserError: for an unknown preset, or an environment that has none.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    if env_id not in registry.env_ids():
+        raise UserError(f"preset '{name}' is for this project's environments: for {env_id} type the options yourself")
+    others = getattr(registry.task_class(env_id), "other_cameras", ())
+    if name == "paper":
+        return _PAPER | ({"--cameras": ",".join(camera.name for camera in others)} if others else {})
+    return dict(_FAST_METAWORLD) if env_id.startswith("metaworld-") else {}
+
+
+def expanded(argv: Sequence[str], config_class: type[RunConfig]) -> list[str]:
+    """The arguments with a preset in place of its name.
+
+    :param argv: as they were typed.
+    :param config_class: whose options they are; what a preset says of others is left out.
+    :raises UserError: as :func:`preset_options`, or where the name is missing.
+    """
+    rest, name = _taken(argv, "--preset")
+    if name is None:
+        return rest
+    if not name:
+        raise UserError(f"--preset needs a value ({' or '.join(PRESETS)})")
+    env_id = _taken(argv, "--env")[1] or config_class.__dataclass_fields__["env"].default
+    valid = options(config_class)
+    found = preset_options(name, env_id)
+    typed = {token.partition("=")[0].replace("_", "-") for token in rest}
+    stands_for = [part for pair in found.items() if pair[0] in valid and pair[0] not in typed for part in pair]
+    return [*stands_for, *rest]
+
+
+def _taken(argv: Sequence[str], option: str) -> tuple[list[str], str | None]:
+    """Arguments without an option, and its value: empty where it is missing, None where there is no such option."""
+    rest, value, position = [], None, 0
+    while position < len(argv):
+        token, equals, given = argv[position].partition("=")
+        if token != option:
+            rest.append(argv[position])
+        elif equals:
+            value = given
+        else:
+            follows = position + 1 < len(argv) and not argv[position + 1].startswith("--")
+            value = argv[position + 1] if follows else ""
+            position += follows
+        position += 1
+    return rest, value
