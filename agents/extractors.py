@@ -172,6 +172,8 @@ class PixelExtractor(ViewExtractor):
     :raises UserError: for views that are too small for the layers.
     """
 
+    least_size = "views of at least 36 x 36 pixels"
+
     def __init__(self, observation_space: gym.spaces.Dict, features: int = 256, random_shift: int = 0) -> None:
         views = observation_space["images"].shape[0]
         height, width = self.input_size(*observation_space["images"].shape[1:3])
@@ -204,8 +206,6 @@ class PixelExtractor(ViewExtractor):
         images = self.prepare(observations["images"], augment)
         images = to_network_layout(images).unflatten(0, (-1, self.views)).flatten(1, 2)
         return with_proprio(self.linear(self.cnn(images)), observations), None
-
-    least_size = "views of at least 36 x 36 pixels"
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Of what the layers see of views of (height, width) pixels."""

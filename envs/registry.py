@@ -165,7 +165,7 @@ def _gymnasium_ids() -> list[str]:
     )
 
 
-def unknown_environment(env_id: str, others: Sequence[str]) -> UserError:
+def unknown_environment(env_id: str, others: Sequence[str] = ()) -> UserError:
     """The error for an environment that there is not; of Meta-World's tasks it lists all only to who asks for one.
 
     :param env_id: what the user typed.

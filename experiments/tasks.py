@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from envs import registry
-from envs.errors import UserError, unknown
+from envs.errors import UserError
 from envs.visual_model import with_children
 from experiments.cli import parse, run_main
 from experiments.evaluation import evaluation_seeds
@@ -45,9 +45,10 @@ class TasksConfig:
 
 def main(argv: Sequence[str]) -> None:
     """Look at each task, play its script, then write what was found."""
-    from experiments.pages import fill_pages, record
+    from experiments.pages import fill_pages, record  # which has the tables of all studies, this one's too
 
     config = parse(TasksConfig, argv)
+    config.docs.mkdir(parents=True, exist_ok=True)
     command = f'make tasks ARGS="{shlex.join(argv)}"' if argv else "make tasks"
     for env_id in tqdm(chosen(config.only), unit="task"):
         rows = [{"section": "task", "env": env_id, "command": command} | described(env_id)]
@@ -64,7 +65,7 @@ def chosen(only: str | None) -> list[str]:
     names = known if only is None else [name.strip() for name in only.split(",")]
     for name in names:
         if name not in known:
-            raise unknown("task", name, known)
+            raise registry.unknown_environment(name)
     return names
 
 

@@ -25,8 +25,8 @@ import gymnasium as gym
 from filelock import FileLock, Timeout
 
 from agents.scene import Scene
-from envs.errors import UserError, unknown
-from envs.registry import env_ids, is_cameras_file
+from envs.errors import UserError
+from envs.registry import env_ids, is_cameras_file, unknown_environment
 from experiments.config import PretrainConfig, RunConfig, TrainConfig
 from experiments.config_files import from_yaml, to_yaml
 from experiments.provenance import origin
@@ -284,7 +284,7 @@ def _find(name: str | None, env: str | None, root: Path, kind: type[RunConfig]) 
         if not runs:
             if env not in env_ids() and env not in gym.registry and ":" not in env:
                 trained = {p.parent.parent.name for p in root.glob("*/*/config.yaml")}
-                raise unknown("environment", env, sorted({*env_ids(), *trained}))
+                raise unknown_environment(env, sorted(trained - set(env_ids())))
             raise UserError(f"no run of '{env}' in {folder}: train one with `make train ENV={env}`")
         # A run that is still training, or died young, must not hide the ones that can be used.
         usable = [p for p in runs if any(p.glob("checkpoints/[0-9]*/state.json")) and _is_kind(p, kind)]

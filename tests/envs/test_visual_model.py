@@ -8,7 +8,7 @@ from envs.cameras import CameraSpec, WorkspaceSpec
 from envs.errors import UserError
 from envs.registry import make
 from envs.tasks.arm import ASSETS
-from envs.visual_model import VisualModel
+from envs.visual_model import MarkerSpec, VisualModel, body_names
 from tests.tasks import ALL, OWN, TESTED
 
 CAMERA = CameraSpec("c", (1.5, 0.5, 1.0), look_at=(0, 0, 0.2))
@@ -156,6 +156,27 @@ def test_rendered_and_unrendered_episodes_are_bit_equal():
             np.testing.assert_array_equal(seen.unwrapped.data.qpos, unseen.unwrapped.data.qpos)
             np.testing.assert_array_equal(seen.unwrapped.data.qvel, unseen.unwrapped.data.qvel)
         seen.close()
+
+
+def test_bodies_without_a_name_are_called_after_their_parent(scene):
+    env = scene(
+        """<worldbody> <body name="box"> <geom size="0.1"/> <body> <geom size="0.1"/> </body>
+        <body> <geom size="0.1"/> </body> </body> </worldbody>"""
+    )
+    visual = VisualModel(env.fullpath, env.model, [CAMERA])
+    assert body_names(visual.model) == ["box", "box/1", "box/2"] and body_names(env.model) == ["box"]
+
+
+def test_markers_stand_where_they_are_told_behind_all_that_the_task_has(scene):
+    env = scene(SCENE)
+    visual = VisualModel(env.fullpath, env.model, [CAMERA], markers=[MarkerSpec("goal", 0.03), MarkerSpec("other")])
+    places = np.array([[0.1, 0.2, 0.3], [-0.4, 0.5, 0.6]])
+    visual.sync(env.model, env.data, places)
+    np.testing.assert_allclose(visual.body_positions(["goal", "other"]), places)
+    assert visual.model.ngeom == env.model.ngeom + 2 and visual.model.geom_size[-2, 0] == 0.03
+    assert set(visual.movable_geoms) >= {visual.model.ngeom - 2, visual.model.ngeom - 1}
+    with pytest.raises(UserError, match="marker 'marker' has the name of a body of the model"):
+        VisualModel(env.fullpath, env.model, [CAMERA], markers=[MarkerSpec("marker")])
 
 
 def test_the_background_is_what_cannot_move(scene):

@@ -74,7 +74,7 @@ def test_scripts_solve_the_eight_tasks_of_the_paper() -> None:
 def test_only_some_tasks_are_looked_at(tmp_path: Path) -> None:
     assert chosen(None) == sorted([*OWN, *METAWORLD])
     assert chosen("metaworld-push, reach-multiview") == ["metaworld-push", "reach-multiview"]
-    with pytest.raises(UserError, match="unknown task 'reach': did you mean"):
+    with pytest.raises(UserError, match="unknown environment 'reach': did you mean"):
         chosen("reach")
     tasks.main(["--only", "reach-multiview", "--docs", str(tmp_path)])
     (row,) = json.loads((tmp_path / "tasks.json").read_text())["runs"]
