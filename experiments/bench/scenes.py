@@ -11,13 +11,7 @@ import gymnasium as gym
 
 from envs.cameras import CameraSpec
 from envs.errors import UserError
-
-HAMMER_CAMERAS = (
-    CameraSpec("one", (-0.4, 0.6, 0.4), quaternion=(0.6123724, 0.3535534, -0.3535534, -0.6123724), fovy=80.0),
-    CameraSpec("two", (0.3, 0.3, 0.5), quaternion=(0.8001031, 0.4619398, 0.1913417, 0.3314136), fovy=80.0),
-    CameraSpec("three", (0.2, 0.7, 0.7), quaternion=(0.3794095, 0.0499502, 0.1205905, 0.9159756), fovy=80.0),
-)
-"""The three cameras of Keypoint3D's Meta-World experiments (code of Chen, Abbeel, Pathak, ICML 2021)."""
+from envs.tasks.metaworld import PAPER_CAMERAS
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ def hammer(pixels: int = 128) -> BenchScene:
     env.seeded_rand_vec = True  # by the seed, and not by numpy's global generator
     env.seed(0)
     env.reset(seed=0)
-    return BenchScene(f"Meta-World hammer, 3 views of {pixels} px", env, HAMMER_CAMERAS, pixels)
+    return BenchScene(f"Meta-World hammer, 3 views of {pixels} px", env, PAPER_CAMERAS, pixels)
 
 
 def ring(count: int, radius: float = 1.0) -> list[CameraSpec]:
