@@ -62,7 +62,7 @@ class BatchVecEnv(VecEnv):
             found.append(observation)
         self._reset_seeds()
         self._reset_options()
-        return self._with_images(found)
+        return self._with_images(found, begun=range(self.num_envs))
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions."""
@@ -81,7 +81,7 @@ class BatchVecEnv(VecEnv):
                 last = {key: _copied(values[row]) for key, values in observations.items()}
                 infos[row]["terminal_observation"] = last
                 found[row], self.reset_infos[row] = self.envs[row].reset()
-            observations = self._with_images(found)
+            observations = self._with_images(found, begun=np.flatnonzero(ended), again=True)
         return observations, np.array(rewards, np.float32), ended, deepcopy(infos)
 
     def save_states(self) -> list[dict[str, Any]]:
@@ -127,11 +127,34 @@ class BatchVecEnv(VecEnv):
     def _chosen(self, indices: VecEnvIndices) -> list[gym.Env]:
         return [self.envs[row] for row in self._get_indices(indices)]
 
-    def _with_images(self, observations: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
-        """Stack what the environments say and add the views of their present states."""
+    def _with_images(
+        self, observations: Sequence[dict[str, np.ndarray]], begun: Sequence[int] = (), again: bool = False
+    ) -> dict[str, Any]:
+        """Stack what the environments say and add the views of their present states.
+
+        :param observations: one of each environment.
+        :param begun: which of them begin an episode.
+        :param again: whether the others were asked for at this very moment already.
+        """
         found = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
         visuals = [env.synced_visual() for env in self.envs]
-        return found | {"images": self._render(visuals)}
+        images = self._render(visuals)
+        if self.envs[0].history is None:
+            return found | {"images": images}
+        for row, env in enumerate(self.envs):
+            if row in begun:
+                env.history.begin(images[row])
+            elif not again:
+                env.history.add(images[row])
+        return found | {"images": images, "previous": self._previous()}
+
+    def _previous(self) -> np.ndarray | torch.Tensor:
+        """(N, S - 1, V, height, width, 3) uint8; frames that were loaded are not on the device yet."""
+        frames = [[frame for frame in env.history.previous] for env in self.envs]
+        if not self.tensors:
+            return np.stack([np.stack(earlier) for earlier in frames])
+        device = self.device
+        return torch.stack([torch.stack([torch.as_tensor(f, device=device) for f in earlier]) for earlier in frames])
 
     def _render(self, visuals: Sequence[Any]) -> np.ndarray | torch.Tensor:
         if not self.tensors:

@@ -14,7 +14,7 @@ from torch import nn
 
 from agents.buffers import Stream
 from agents.clipping import ClipConfig, install_clippers
-from agents.extractors import KeypointExtractor
+from agents.extractors import AuxiliaryExtractor
 from agents.finite import refuse_nonfinite
 from agents.unsupervised import UnsupervisedTrainer
 from envs.errors import UserError
@@ -38,8 +38,9 @@ class AuxiliaryConfig:
     :param buffer_frames: how many of the latest frames the unsupervised steps draw from; off-policy they are given
         back after the warm-up.
     :param final_scale: the loss's weight at the end of training relative to the start, linear in between.
-    :param policy_gradient: share of the policy's gradient that reaches the encoder (1 as the original, 0 none).
-    :param learning_rate: of encoder and decoder, relative to the policy's.
+    :param policy_gradient: share of the policy's gradient that reaches the encoder (1 as the original, 0 none); by
+        default 0.1 with keypoints and 1 with other encoders.
+    :param learning_rate: of encoder and decoder, relative to the policy's; by default 1 with CURL and 4 with others.
     :param clip: largest gradient norms of policy and encoder.
     """
 
@@ -50,8 +51,8 @@ class AuxiliaryConfig:
     batch_size: int = bounded(64, least=1, most=1_000_000)
     buffer_frames: int = bounded(10_000, least=1, most=1_000_000_000)
     final_scale: float = bounded(1.0, least=0, most=1_000_000)
-    policy_gradient: float = bounded(0.1, least=0, most=1_000_000)
-    learning_rate: float = bounded(4.0, above=0, most=10_000)
+    policy_gradient: float | None = bounded(None, least=0, most=1_000_000)
+    learning_rate: float | None = bounded(None, above=0, most=10_000)
     clip: ClipConfig = field(default_factory=ClipConfig)
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ class _GradientCallback(BaseCallback):
 
 
 class AuxiliaryCallback(_GradientCallback):
-    """Trains the keypoints of a policy beside it: PPO's, SAC's or TQC's (:class:`~agents.policies.KeypointParts`).
+    """Trains the encoder of a policy beside it: PPO's, SAC's or TQC's (:class:`~agents.policies.AuxiliaryParts`).
 
     The gate opens at a rollout's end and closes at the next one's start, so only ``train()`` lies inside. Extra
     unsupervised steps run at a rollout's start, never after it: stored values and log-probabilities belong to the
@@ -195,9 +196,8 @@ class AuxiliaryCallback(_GradientCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        weighed = bool((self.model.policy.decoder.pixel_weights != 1.0).any())  # by a warm-up or a pretraining
-        if self.model._n_updates == 0 and not weighed and self._updates_come_next():
-            self.unsupervised.weigh_pixels()
+        if self.model._n_updates == 0 and not self.extractor.has_looked and self._updates_come_next():
+            self.unsupervised.look()
         if not self.off_policy:
             self._log_quality()
             self.auxiliary.measure_next = self.config.joint
@@ -219,7 +219,7 @@ class AuxiliaryCallback(_GradientCallback):
         # A short run keeps half of its steps for the policy; its warm-up shrinks as a whole.
         share = min(1.0, 0.5 * self.model._total_timesteps / self.config.warmup_frames)
         self._collect_random_frames(math.ceil(share * self.config.warmup_frames))
-        self.unsupervised.weigh_pixels()
+        self.unsupervised.look()
         self._log_quality()
         self.logger.record("time/total_timesteps", self.model.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.model.num_timesteps)  # of the untrained encoder
@@ -281,13 +281,14 @@ class AuxiliaryCallback(_GradientCallback):
 
     # -- checks and logs ---------------------------------------------------------------------------------------------
 
-    def _find_extractor(self) -> KeypointExtractor:
+    def _find_extractor(self) -> AuxiliaryExtractor:
         """The policy's extractor; training without one would silently train nothing."""
         extractor = getattr(self.model.policy, "features_extractor", None)
-        if not isinstance(extractor, KeypointExtractor) or extractor.auxiliary is None:
+        if not isinstance(extractor, AuxiliaryExtractor) or extractor.auxiliary is None:
             raise UserError(
-                f"AuxiliaryCallback needs a policy with a KeypointExtractor (KeypointPolicy, KeypointSACPolicy, "
-                f"KeypointTQCPolicy), got {type(self.model.policy).__name__} with {type(extractor).__name__}"
+                f"AuxiliaryCallback needs a policy whose encoder has a loss of its own (KeypointPolicy, "
+                f"KeypointSACPolicy, KeypointTQCPolicy), got "
+                f"{type(self.model.policy).__name__} with {type(extractor).__name__}"
             )
         common_clip = getattr(self.model, "max_grad_norm", math.inf)  # off-policy algorithms have none
         if common_clip != math.inf:
@@ -308,13 +309,13 @@ class AuxiliaryCallback(_GradientCallback):
             self.logger.record(f"gradients/encoder_from_{name}", value)
 
     def _log_quality(self) -> None:
-        """Of the keypoints on fresh frames."""
-        for name, value in self.unsupervised.quality(self.unsupervised.fresh_frames()).items():
+        """Of the encoder on fresh frames."""
+        for name, value in self.unsupervised.quality().items():
             self.logger.record(name, value)
 
 
 class ClippingCallback(_GradientCallback):
-    """The same measuring, checking and clipping of gradients for policies that have no keypoints.
+    """The same measuring, checking and clipping of gradients for policies whose encoder has no loss of its own.
 
     :param config: its ``policy`` clip counts for all parameters of each optimiser.
     :param period: off-policy, environment steps between two logs.

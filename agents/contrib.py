@@ -6,16 +6,20 @@ from typing import Any
 
 from sb3_contrib.tqc.policies import MultiInputPolicy
 
-from agents.extractors import PixelExtractor
-from agents.offpolicy import OffPolicyKeypoints, OneEncoder
+from agents.baselines import PixelExtractor
+from agents.offpolicy import OffPolicyAuxiliary, OneEncoder
 
 
-class KeypointTQCPolicy(OffPolicyKeypoints, MultiInputPolicy):
+class AuxiliaryTQCPolicy(OffPolicyAuxiliary, MultiInputPolicy):
+    """TQC on an encoder with a loss of its own."""
+
+
+class KeypointTQCPolicy(AuxiliaryTQCPolicy):
     """TQC on keypoints."""
 
 
 class PixelTQCPolicy(OneEncoder, MultiInputPolicy):
-    """TQC on :class:`~agents.extractors.PixelExtractor`, trained by the critic alone."""
+    """TQC on :class:`~agents.baselines.PixelExtractor` or its kin, trained by the critic alone."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("features_extractor_class", PixelExtractor)

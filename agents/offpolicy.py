@@ -26,8 +26,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.sac.policies import MultiInputPolicy
 from torch import Tensor, nn
 
-from agents.extractors import Observation, PixelExtractor, ViewExtractor
-from agents.policies import KeypointParts, Schedule, TensorObservations, require_action_space, scaled_optimizer
+from agents.baselines import PixelExtractor
+from agents.extractors import Observation, ViewExtractor
+from agents.policies import AuxiliaryParts, Schedule, TensorObservations, require_action_space, scaled_optimizer
 from envs.errors import UserError
 
 
@@ -214,22 +215,27 @@ class OneEncoder(TensorObservations):
         return list(self.features_extractor.parameters())
 
 
-class OffPolicyKeypoints(KeypointParts, OneEncoder):
-    """Mixin that makes an off-policy policy act on keypoints; arguments as :class:`~agents.policies.KeypointParts`.
+class OffPolicyAuxiliary(AuxiliaryParts, OneEncoder):
+    """Mixin: an off-policy policy on an encoder with a loss of its own, keypoints unless told otherwise.
 
-    Listed before the policy: ``class MyPolicy(OffPolicyKeypoints, TQCMultiInputPolicy): ...``
+    Arguments as :class:`~agents.policies.AuxiliaryParts`. Listed before the policy:
+    ``class MyPolicy(OffPolicyAuxiliary, TQCMultiInputPolicy): ...``
     """
 
     def _encoder_parameters(self) -> list[nn.Parameter]:
-        return self._add_decoder()
+        return self._add_auxiliary()
 
 
-class KeypointSACPolicy(OffPolicyKeypoints, MultiInputPolicy):
+class AuxiliarySACPolicy(OffPolicyAuxiliary, MultiInputPolicy):
+    """SAC on an encoder with a loss of its own."""
+
+
+class KeypointSACPolicy(AuxiliarySACPolicy):
     """SAC on keypoints."""
 
 
 class PixelSACPolicy(OneEncoder, MultiInputPolicy):
-    """SAC on :class:`~agents.extractors.PixelExtractor`, trained by the critic alone, as DrQ does."""
+    """SAC on :class:`~agents.baselines.PixelExtractor` or its kin, trained by the critic alone, as DrQ does."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("features_extractor_class", PixelExtractor)

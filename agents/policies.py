@@ -17,13 +17,13 @@ from stable_baselines3.common.policies import BaseModel, MultiInputActorCriticPo
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.extractors import KeypointExtractor, Observation, PixelExtractor, RADExtractor
+from agents.baselines import PixelExtractor
+from agents.extractors import AuxiliaryExtractor, KeypointExtractor, Observation
 from agents.optimizers import ScaledAdam
 from agents.scene import Scene
 from agents.seam import AuxiliaryLoss
 from envs.errors import UserError
 from kp3d_rl.keypoint3d import Keypoint3DConfig
-from kp3d_rl.losses import weighted_sum
 from kp3d_rl.reconstruction import KeypointDecoder
 
 Schedule = Callable[[float], float]
@@ -54,7 +54,10 @@ def require_action_space(algorithm: str, space: spaces.Space, name: str | None =
 
 
 class TensorObservations(BaseModel):
-    """Acts on observations of which some are tensors already, as :class:`agents.batch_env.BatchVecEnv` gives them."""
+    """Acts on observations of which some are tensors already, as :class:`agents.batch_env.BatchVecEnv` gives them.
+
+    ``camera_poses`` may come with views of a rig that stood still in training: then they tell where it is now.
+    """
 
     def obs_to_tensor(self, observation: dict[str, Any]) -> tuple[dict[str, Tensor], bool]:
         """An observation as tensors on the policy's device.
@@ -62,6 +65,9 @@ class TensorObservations(BaseModel):
         :param observation: arrays or tensors by name, with or without a batch dimension.
         :return: (B, ...) tensors, and whether there was a batch dimension.
         """
+        observation = dict(observation)
+        fixed = "camera_poses" not in self.observation_space.spaces
+        told = observation.pop("camera_poses", None) if fixed else None
         tensors = {key: values for key, values in observation.items() if isinstance(values, Tensor)}
         arrays = {key: values for key, values in observation.items() if key not in tensors}
         found, batched = super().obs_to_tensor(arrays)
@@ -69,6 +75,9 @@ class TensorObservations(BaseModel):
             shape = self.observation_space[key].shape
             batched |= values.dim() > len(shape)
             found[key] = values.to(self.device).reshape(-1, *shape)
+        if told is not None:
+            poses = torch.as_tensor(told, dtype=torch.float32, device=self.device)
+            found["camera_poses"] = poses.reshape(-1, *poses.shape[-3:])
         return found, batched
 
 
@@ -94,30 +103,24 @@ class RawObservationPolicy(MultiInputActorCriticPolicy, RawObservations):
 
 
 class PixelPolicy(RawObservationPolicy):
-    """Actor and critic on :class:`~agents.extractors.PixelExtractor`."""
+    """Actor and critic on :class:`~agents.baselines.PixelExtractor` or its kin, trained by PPO's loss alone."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("features_extractor_class", PixelExtractor)
         super().__init__(*args, **kwargs)
 
 
-class RADPolicy(RawObservationPolicy):
-    """Actor and critic on :class:`~agents.extractors.RADExtractor`."""
+class AuxiliaryParts(BaseModel):
+    """What every policy has whose encoder has a loss of its own, whatever the algorithm.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", RADExtractor)
-        super().__init__(*args, **kwargs)
-
-
-class KeypointParts(BaseModel):
-    """What every policy on keypoints has, whatever the algorithm: extractor, decoder, and the loss that trains them.
-
-    ``features_extractor`` and ``decoder`` have these names in all of them, so that weights can be carried over.
+    ``features_extractor`` and, with keypoints, ``decoder`` have these names in all of them, so that weights can be
+    carried over.
 
     :param scene: the environment's cameras, box and background: ``Scene.of(env)``.
     :param encoder: the encoder's options.
     :param policy_gradient_scale: share of the policy's gradient that reaches the encoder (off-policy: the critic's).
-    :param learning_rate_scale: learning rate of encoder and decoder relative to the policy's.
+    :param learning_rate_scale: learning rate of what the loss trains, relative to the policy's.
+    :param extractor: what the policy acts on.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class KeypointParts(BaseModel):
         encoder: Keypoint3DConfig | None = None,
         policy_gradient_scale: float = 0.1,
         learning_rate_scale: float = 4.0,
+        extractor: type[AuxiliaryExtractor] = KeypointExtractor,
         **kwargs: Any,
     ) -> None:
         # Before super().__init__, which calls _build; a plain value is no module and may be set this early.
@@ -137,7 +141,7 @@ class KeypointParts(BaseModel):
             observation_space,
             action_space,
             lr_schedule,
-            features_extractor_class=KeypointExtractor,
+            features_extractor_class=extractor,
             features_extractor_kwargs={
                 "scene": scene,
                 "config": encoder or Keypoint3DConfig(),
@@ -151,38 +155,39 @@ class KeypointParts(BaseModel):
         """The auxiliary loss of this policy; closed until a callback opens it."""
         return self.features_extractor.auxiliary
 
-    def _add_decoder(self) -> list[nn.Parameter]:
-        """Make the decoder and the loss that trains it with the encoder; returns the parameters of both."""
-        extractor: KeypointExtractor = self.features_extractor
-        self.decoder = KeypointDecoder(extractor.encoder, self._scene.background_tensor())
-        config = extractor.encoder.config
-        trained = [*extractor.encoder.parameters(), *self.decoder.parameters()]
-        auxiliary = AuxiliaryLoss(lambda terms: weighted_sum(terms, config.loss_at(auxiliary.calls)), trained)
-        extractor.attach_auxiliary(auxiliary, self.decoder)
+    def _add_auxiliary(self) -> list[nn.Parameter]:
+        """Make the loss, and with keypoints the decoder, that train the encoder; returns what they train."""
+        extractor: AuxiliaryExtractor = self.features_extractor
+        trained = [parameter for parameter in extractor.parameters() if parameter.requires_grad]
+        if isinstance(extractor, KeypointExtractor):
+            self.decoder = KeypointDecoder(extractor.encoder, self._scene.background_tensor())
+            extractor.read_by(self.decoder)
+            trained += self.decoder.parameters()
+        extractor.auxiliary = AuxiliaryLoss(extractor.total, trained)
         return trained
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """What SB3's ``policy.save`` writes beside the weights."""
         data = super()._get_constructor_parameters()
-        del data["features_extractor_class"]
         extractor = data.pop("features_extractor_kwargs")
         return data | {
             "scene": self._scene,
             "encoder": extractor["config"],
             "policy_gradient_scale": extractor["policy_gradient_scale"],
             "learning_rate_scale": self._learning_rate_scale,
+            "extractor": data.pop("features_extractor_class"),
         }
 
 
-class KeypointPolicy(KeypointParts, RawObservationPolicy):
-    """PPO's actor and critic on keypoints, with the decoder that trains them; arguments as :class:`KeypointParts`.
+class AuxiliaryPolicy(AuxiliaryParts, RawObservationPolicy):
+    """PPO's actor and critic on an encoder with a loss of its own; arguments as :class:`AuxiliaryParts`.
 
     :raises UserError: with ``share_features_extractor=False``: two encoders would be trained on one loss.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if not kwargs.get("share_features_extractor", True):
-            raise UserError("KeypointPolicy has one encoder: share_features_extractor must be True, got False")
+            raise UserError(f"{type(self).__name__} has one encoder: share_features_extractor must be True, got False")
         super().__init__(*args, **kwargs)
 
     @property
@@ -191,8 +196,8 @@ class KeypointPolicy(KeypointParts, RawObservationPolicy):
         return self.optimizer
 
     def _build(self, lr_schedule: Schedule) -> None:
-        """Add the decoder before the optimiser is made, and keep the encoder's own initial weights."""
-        trained = self._add_decoder()
+        """Add the loss before the optimiser is made, and keep the encoder's own initial weights."""
+        trained = self._add_auxiliary()
         initial = {name: value.clone() for name, value in self.features_extractor.state_dict().items()}
         super()._build(lr_schedule)
         # SB3's orthogonal initialisation reaches into every convolution of the extractor: undo that.
@@ -200,6 +205,19 @@ class KeypointPolicy(KeypointParts, RawObservationPolicy):
         self.optimizer = scaled_optimizer(
             self.parameters(), trained, self._learning_rate_scale, lr_schedule(1), self.optimizer_kwargs
         )
+
+
+class KeypointPolicy(AuxiliaryPolicy):
+    """PPO's actor and critic on keypoints, with the decoder that trains them."""
+
+
+def keypoint_extractor(policy: BaseModel) -> KeypointExtractor | None:
+    """What finds a policy's keypoints; None where there are none.
+
+    :param policy: of any algorithm and encoder.
+    """
+    extractor = getattr(policy, "features_extractor", None)
+    return extractor if isinstance(extractor, KeypointExtractor) else None
 
 
 def scaled_optimizer(

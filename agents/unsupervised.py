@@ -1,4 +1,4 @@
-"""Training of encoder and decoder alone, on frames: for the warm-up, the steps between rollouts, and pretraining."""
+"""Training of an encoder by its own loss alone, on frames: in warm-up and pretraining, and between rollouts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from agents.buffers import FrameBuffer, Frames, to_tensors
-from kp3d_rl.metrics import view_disagreement
 
 
 def frame_keys(space: object) -> tuple[str, ...]:
@@ -22,11 +21,10 @@ def frame_keys(space: object) -> tuple[str, ...]:
 class UnsupervisedTrainer:
     """Frames, the gradient steps on them, and how good the keypoints are on frames that were not trained on.
 
-    Gradient steps use the policy's own optimiser, so that every weight of the encoder has one Adam state; what is not
-    encoder or decoder gets no gradient, so the optimiser leaves it as it is.
+    Gradient steps use the policy's own optimiser, so that every weight of the encoder has one Adam state; what that
+    loss does not reach gets no gradient, so the optimiser leaves it as it is.
 
-    :param policy: with ``features_extractor`` (a KeypointExtractor), ``decoder``, ``auxiliary`` and
-        ``encoder_optimizer``.
+    :param policy: with ``features_extractor`` (an AuxiliaryExtractor), ``auxiliary`` and ``encoder_optimizer``.
     :param batch_size: frames per step.
     :param buffer_frames: how many of the latest frames the steps draw from.
     :param seed: of the draws.
@@ -88,13 +86,13 @@ class UnsupervisedTrainer:
         optimizer.zero_grad(set_to_none=True)
         self.policy.set_training_mode(False)
 
-    def weigh_pixels(self, frames: int = 2000) -> None:
-        """Tell the decoder once how much each pixel varies; the weights stay, so that losses stay comparable.
+    def look(self, frames: int = 2000) -> None:
+        """Show the extractor once what the task looks like; what it makes of that stays, and losses comparable.
 
         :param frames: how many of the buffer to look at.
         """
         images = self.frames.sample(min(frames, len(self.frames)), self.generator)["images"]
-        self.policy.decoder.weigh_pixels(torch.as_tensor(images, device=self.policy.device))
+        self.extractor.look_at(torch.as_tensor(images, device=self.policy.device))
 
     def fresh_frames(self) -> dict[str, torch.Tensor]:
         """Some of the frames that came since this was last asked, evenly spread; :meth:`train` has drawn none yet."""
@@ -105,26 +103,6 @@ class UnsupervisedTrainer:
         rows = np.linspace(0, count - 1, min(count, self.quality_frames)).astype(int)
         return to_tensors({key: value[rows] for key, value in frames.items()}, self.policy.device)
 
-    @torch.no_grad()
-    def quality(self, frames: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Reconstruction against the frames' mean image, and the views' disagreement.
-
-        :param frames: ``images`` (N, V, H, W, 3) uint8 and, where cameras move, ``camera_poses``; not trained on.
-        :return: numbers by the name that they are logged under.
-        """
-        images, poses = frames["images"], frames.get("camera_poses")
-        encoder, decoder = self.extractor.encoder, self.policy.decoder
-        keypoints = encoder(images, poses)
-        views = torch.arange(encoder.num_views, device=images.device)
-        target = images.permute(0, 1, 4, 2, 3).float() / 255.0
-        error = float(torch.mean((decoder(keypoints, encoder, views, poses) - target) ** 2))
-        baseline = float(torch.mean((target - target.mean(0)) ** 2))
-        found = {
-            "keypoints/reconstruction": error,
-            "keypoints/mean_image": baseline,
-            "keypoints/reconstruction_ratio": error / max(baseline, 1e-12),
-        }
-        if encoder.config.dimensions == "3d":
-            disagreement = view_disagreement(keypoints.view_points, keypoints.confidence)
-            found["keypoints/view_disagreement_cm"] = 100.0 * float(disagreement.mean())
-        return found
+    def quality(self) -> dict[str, float]:
+        """What the encoder is worth on :meth:`fresh_frames`, by the names of the log."""
+        return self.extractor.quality(self.fresh_frames())

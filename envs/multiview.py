@@ -12,7 +12,9 @@ from gymnasium import spaces
 
 from envs.cameras import CameraRig, CameraSpec, WorkspaceSpec
 from envs.errors import UserError, unknown
+from envs.history import FrameHistory
 from envs.renderers import make_renderer
+from envs.shapes import BodyShape
 from envs.snapshots import EpisodeLog, require_form
 from envs.visual_model import VisualModel, body_names
 
@@ -27,6 +29,8 @@ class MultiViewObservation(gym.Wrapper):
     - ``images``: (V, height, width, 3) uint8, row 0 is the top, all of the same instant;
     - ``proprio``: (P,) float32: ``env.unwrapped.proprio()`` where the task defines it, else positions and velocities of
       the actuated joints;
+    - ``previous``: (S - 1, V, height, width, 3) uint8, with a frame stack: the frames before, the latest of them first;
+      at an episode's start copies of its first frame;
     - ``camera_poses``: (V, 4, 4) float32 ``world_from_camera`` in the workspace frame, only where it changes over time;
     - ``state``: (S,) float32: the wrapped environment's own observation, flat.
 
@@ -46,6 +50,7 @@ class MultiViewObservation(gym.Wrapper):
         renderer: str = "auto",
         quality: str = "light",
         movable: Sequence[str] = (),
+        frame_stack: int = 1,
     ) -> None:
         """Wrap an environment whose ``unwrapped`` has ``model``, ``data`` and ``fullpath``, as Gymnasium's MujocoEnv.
 
@@ -58,6 +63,7 @@ class MultiViewObservation(gym.Wrapper):
         :param renderer: auto, gl or warp.
         :param quality: light or full (:class:`envs.visual_model.VisualModel`).
         :param movable: names of bodies without joints that are no background, such as targets.
+        :param frame_stack: S, how many frames are observed together.
         :raises UserError: for unknown names, sizes that are not positive, or an environment that is not MuJoCo's.
         """
         super().__init__(env)
@@ -82,6 +88,7 @@ class MultiViewObservation(gym.Wrapper):
         self._renderer = make_renderer(renderer)
         self._background: np.ndarray | None = None
         self.images_are_deferred = False
+        self.history = FrameHistory(frame_stack) if frame_stack > 1 and "images" in self._observe else None
         self._actuated = None if hasattr(base, "proprio") else _actuated_joints(base.model)
         self._defines_success = bool(getattr(base, "defines_success", False))
         self._synced()
@@ -92,7 +99,7 @@ class MultiViewObservation(gym.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         """Start an episode; the same seed gives the same episode."""
         state, info = self._played.reset(seed=seed, options=options)
-        return self._observation(state), self._with_success(info)
+        return self._observation(state, begins=True), self._with_success(info)
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """One step; the images show the state after it."""
@@ -105,7 +112,8 @@ class MultiViewObservation(gym.Wrapper):
         :raises UserError: where it cannot be told.
         """
         told = self._played.save_state()
-        return {"environment": type(self.unwrapped).__name__, "defines_success": self._defines_success, "state": told}
+        own = {"environment": type(self.unwrapped).__name__, "defines_success": self._defines_success, "state": told}
+        return own if self.history is None else own | {"previous": self.history.save()}
 
     def load_state(self, state: Any) -> dict[str, np.ndarray]:
         """Go on from a state that another environment, made in the same way, was in.
@@ -119,10 +127,14 @@ class MultiViewObservation(gym.Wrapper):
         """
         name = type(self.unwrapped).__name__
         form = {"environment": str, "defines_success": bool, "state": None}
+        if self.history is not None:
+            form["previous"] = None
         require_form(state, form, f"the state of {name}")
         if state["environment"] != name:
             raise UserError(f"a state of {state['environment'][:80]!r} cannot be that of {name}")
         self._defines_success = state["defines_success"]
+        if self.history is not None:
+            self.history.load(state["previous"], self.observation_space["previous"].shape)
         own = self._played.load_state(state["state"])
         return self._unseen() if own is None else self._observation(own)
 
@@ -180,7 +192,7 @@ class MultiViewObservation(gym.Wrapper):
         return self._renderer.render(self._synced(), height or self._height, width or self._width)
 
     def segment_views(self, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """(V, height, width) int32: the geom id that each pixel shows, -1 for none."""
+        """(V, height, width) int32: the geom id that each pixel shows, -2 for cloth (a flex), -1 for nothing."""
         return self._renderer.segment(self._synced(), height or self._height, width or self._width)
 
     def body_positions(self, names: Sequence[str]) -> np.ndarray:
@@ -190,9 +202,33 @@ class MultiViewObservation(gym.Wrapper):
         """
         return self._synced().body_positions(names)
 
+    def body_poses(self, names: Sequence[str]) -> np.ndarray:
+        """(B, 4, 4) float64 from the frames of named bodies to the workspace frame, metres.
+
+        :raises UserError: for an unknown body.
+        """
+        return self._synced().body_poses(names)
+
+    def body_shapes(self, names: Sequence[str]) -> tuple[BodyShape, ...]:
+        """What is seen of named bodies, each in its own frame.
+
+        :raises UserError: for an unknown body.
+        """
+        return self._synced().body_shapes(names)
+
     def camera_poses(self) -> np.ndarray:
         """(V, 4, 4) float32 ``world_from_camera`` of this instant, workspace frame."""
         return self._synced().poses().astype(np.float32)
+
+    def move_camera(self, view: int, offset: np.ndarray, turn: np.ndarray) -> None:
+        """Put a camera beside its place; rig, poses and images follow, the background too.
+
+        :param view: index of the camera.
+        :param offset: (3,) metres, in the frame that it is mounted on; with ``turn`` 0 puts it back.
+        :param turn: (3,) axis times angle, radians, in the same frame.
+        """
+        self._visual.move_camera(view, offset, turn)
+        self._background = None
 
     def scripted_action(self) -> np.ndarray:
         """(A,) what the task's own scripted policy, which sees the simulator's state, does now.
@@ -216,13 +252,16 @@ class MultiViewObservation(gym.Wrapper):
         self._visual.sync(base.model, base.data, base.marker_positions() if self._visual.markers else 0.0)
         return self._visual
 
-    def _observation(self, state: Any) -> dict[str, np.ndarray]:
-        observation = {}
+    def _observation(self, state: Any, begins: bool = False) -> dict[str, np.ndarray]:
+        observation: dict[str, np.ndarray] = {}
         if "images" in self._observe:
             if self.images_are_deferred:
                 self._synced()
             else:
                 observation["images"] = self.render_views()
+                if self.history is not None:
+                    (self.history.begin if begins else self.history.add)(observation["images"].copy())
+                    observation["previous"] = np.stack(self.history.previous)
             if "camera_poses" in self.observation_space.spaces:
                 observation["camera_poses"] = self._visual.poses().astype(np.float32)
         if "proprio" in self._observe:
@@ -236,7 +275,7 @@ class MultiViewObservation(gym.Wrapper):
         return {
             key: np.zeros(box.shape, box.dtype)
             for key, box in boxes
-            if not (key == "images" and self.images_are_deferred)
+            if not (key in ("images", "previous") and self.images_are_deferred)
         }
 
     def _proprio(self) -> np.ndarray:
@@ -251,6 +290,8 @@ class MultiViewObservation(gym.Wrapper):
         views = len(self._visual.cameras)
         if "images" in self._observe:
             made["images"] = spaces.Box(0, 255, (views, self._height, self._width, 3), np.uint8)
+            if self.history is not None:
+                made["previous"] = spaces.Box(0, 255, (self.history.count - 1, *made["images"].shape), np.uint8)
             if self._visual.moves_in_workspace:
                 made["camera_poses"] = spaces.Box(-np.inf, np.inf, (views, 4, 4), np.float32)
         if "proprio" in self._observe:

@@ -24,7 +24,8 @@ def register_task(env_id: str, **arguments: Any) -> Callable[[type[gym.Env]], ty
     """Class decorator: register a state task, seen from its cameras, under an id, here and in Gymnasium.
 
     The class has the attributes ``cameras``, ``workspace``, ``movable`` and ``horizon``
-    (see :class:`envs.tasks.arm.ArmEnv`), maybe ``other_cameras``, which are used where they are named. If its scene can
+    (see :class:`envs.tasks.arm.ArmEnv`), maybe ``other_cameras``, which are used where they are named, and
+    ``frame_stack``, where motion has to be seen. If its scene can
     be redrawn, it has a method ``redraw(seed)``. If it has a number of configurations of which some are kept for tests,
     it takes an argument ``split``, one of :data:`SPLITS`, and has an attribute of that name.
 
@@ -88,6 +89,7 @@ def make(
         environment that cannot be redrawn.
     """
     from envs.multiview import MultiViewObservation
+    from envs.sight import require_sight
 
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
@@ -101,7 +103,7 @@ def make(
             raise UserError(f"{env_id} cannot be redrawn: it is not a task of this project")
         specs, workspace = _foreign_cameras(env_id, cameras)
         env = _make_foreign(env_id)
-    return MultiViewObservation(
+    seen = MultiViewObservation(
         env,
         specs,
         height=height,
@@ -111,7 +113,11 @@ def make(
         renderer=renderer,
         quality=quality,
         movable=getattr(env.unwrapped, "movable", ()),
+        frame_stack=getattr(env.unwrapped, "frame_stack", 1),
     )
+    if cameras is not None and is_cameras_file(cameras):
+        require_sight(seen.synced_visual(), seen.workspace)
+    return seen
 
 
 def _redraw(env_id: str, env: gym.Env, seed: int | None) -> None:

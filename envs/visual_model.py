@@ -19,6 +19,7 @@ import numpy as np
 from envs.cameras import CameraRig, CameraSpec, WorkspaceSpec, check_unique, read_poses, read_rig
 from envs.decimation import decimate_meshes
 from envs.errors import UserError, unknown
+from envs.shapes import BodyShape
 
 QUALITIES = ("light", "full")
 
@@ -50,6 +51,8 @@ _COPIED_FIELDS = (
     "light_diffuse",
     "light_specular",
 )
+_OUT_OF_SIGHT = 1e4  # metres
+_CAMERA_FIELDS = ("cam_pos", "cam_quat", "cam_pos0", "cam_mat0")
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class VisualModel:
         self.data = mujoco.MjData(self.model)
         self._marker_mocaps = [self.model.body(marker.name).mocapid[0] for marker in self.markers]
         self.camera_ids = np.array([self.model.camera(_CAMERA_PREFIX + camera.name).id for camera in cameras])
+        self._placed = {name: getattr(self.model, name).copy() for name in _CAMERA_FIELDS}
         self._origin_body = None
         if workspace is not None and workspace.body is not None:
             self._origin_body = self.body_id(workspace.body, "the workspace's body")
@@ -170,6 +174,18 @@ class VisualModel:
         """(B, 3) positions of named bodies at the synced instant, workspace frame, metres."""
         return self.data.xpos[[self.body_id(name) for name in names]] - self.origin
 
+    def body_poses(self, names: Sequence[str]) -> np.ndarray:
+        """(B, 4, 4) from the frames of named bodies to the workspace frame at the synced instant, metres."""
+        bodies = [self.body_id(name) for name in names]
+        poses = np.tile(np.eye(4), (len(bodies), 1, 1))
+        poses[:, :3, :3] = self.data.xmat[bodies].reshape(-1, 3, 3)
+        poses[:, :3, 3] = self.data.xpos[bodies] - self.origin
+        return poses
+
+    def body_shapes(self, names: Sequence[str]) -> tuple[BodyShape, ...]:
+        """What is seen of named bodies."""
+        return tuple(BodyShape.of(self.model, self.body_id(name)) for name in names)
+
     def body_id(self, name: str, what: str = "body") -> int:
         """:raises UserError: if no body has this name."""
         body = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_BODY, name)
@@ -177,10 +193,33 @@ class VisualModel:
             raise unknown(what, name, body_names(self.model))
         return body
 
+    def move_camera(self, view: int, offset: np.ndarray, turn: np.ndarray) -> None:
+        """Put a camera beside the place where it was made; from the next sync on it shows.
+
+        :param view: index of the camera.
+        :param offset: (3,) metres, in the frame that it is mounted on; with ``turn`` 0 puts it back.
+        :param turn: (3,) axis times angle, radians, in the same frame.
+        """
+        camera = int(self.camera_ids[view])
+        for name, values in self._placed.items():
+            np.copyto(getattr(self.model, name), values)
+        rotation, turned = np.empty(4), np.empty(4)
+        mujoco.mju_axisAngle2Quat(rotation, np.asarray(turn, float) / (np.linalg.norm(turn) or 1), np.linalg.norm(turn))
+        mujoco.mju_mulQuat(turned, rotation, self.model.cam_quat[camera])
+        matrix, mode = np.empty(9), self.model.cam_mode[camera]
+        mujoco.mju_quat2Mat(matrix, rotation)
+        self.model.cam_quat[camera] = turned
+        self.model.cam_pos[camera] += offset
+        if mode == mujoco.mjtCamLight.mjCAMLIGHT_TRACK:  # reads these, which are along world axes
+            self.model.cam_pos0[camera] += offset
+            self.model.cam_mat0[camera] = (matrix.reshape(3, 3) @ self.model.cam_mat0[camera].reshape(3, 3)).ravel()
+
     @contextlib.contextmanager
     def only_background(self) -> Iterator[None]:
         """Inside this context everything that can move is invisible to every renderer."""
         geom_rgba, site_rgba = self.model.geom_rgba.copy(), self.model.site_rgba.copy()
+        points = self.data.flexvert_xpos.copy()
+        self.data.flexvert_xpos[:] += _OUT_OF_SIGHT  # the ray tracer knows no flex that is invisible
         self.model.geom_rgba[self.movable_geoms] = 0.0
         self.model.site_rgba[self.movable_sites] = 0.0
         self.background_only = True
@@ -188,6 +227,7 @@ class VisualModel:
             yield
         finally:
             self.background_only = False
+            np.copyto(self.data.flexvert_xpos, points)
             np.copyto(self.model.geom_rgba, geom_rgba)
             np.copyto(self.model.site_rgba, site_rgba)
 

@@ -16,14 +16,17 @@ import numpy as np
 
 from envs.colours import ShuffledColours
 from envs.errors import UserError
+from envs.moved_camera import MovedCamera
 from experiments.evaluation import Observation, Transform, stack
 from kp3d_rl.keypoint3d import Keypoint3D
 
 Environments = Sequence[gym.Env]
 Condition = Callable[[Any, Environments], AbstractContextManager[tuple[Environments, Transform | None]]]
 
-VIEWS = ("images", "camera_poses")
+VIEWS = ("images", "previous", "camera_poses")
 """All of an observation that says what is seen."""
+TOLERANCE = 0.04
+"""Metres by which rays may miss each other where outliers are left out: twice what they do in trained keypoints."""
 OTHER_SEED = 40_000_000
 """Seed of the episode whose first views are shown while there is no other one yet; no episode is played with it."""
 
@@ -45,6 +48,15 @@ def conditions(env: gym.Env, ablate: bool) -> dict[str, Condition]:
     cameras = env.get_wrapper_attr("rig").names
     if len(cameras) > 1:  # of a single one "blacked out" says all
         found |= {f"without camera {name}": without_camera(view) for view, name in enumerate(cameras)}
+        fixed = "camera_poses" not in env.observation_space.spaces
+        found |= {f"camera {name} moved": moved_camera(view, tell=fixed) for view, name in enumerate(cameras)}
+        if fixed:  # where cameras move, the observation says where they are
+            found |= {f"camera {name} moved, untold": moved_camera(view, False) for view, name in enumerate(cameras)}
+        if len(cameras) > 2:
+            rejected = {
+                f"camera {n} moved, outliers left out": rejecting(view, fixed) for view, n in enumerate(cameras)
+            }
+            found |= rejected
     found["shuffled scene colours"] = shuffled_colours
     return found
 
@@ -87,6 +99,71 @@ def without_camera(view: int) -> Condition:
     return condition
 
 
+def moved_camera(view: int, tell: bool) -> Condition:
+    """The condition in which one camera stands 10 cm and 10 degrees beside its place, elsewhere in each episode.
+
+    :param view: index of the camera.
+    :param tell: whether the policy is told the true poses of all cameras. Only keypoints make anything of them.
+    """
+
+    @contextlib.contextmanager
+    def condition(policy: Any, envs: Environments) -> Iterator[tuple[Environments, Transform | None]]:
+        moved = [ToldPoses(env, view) for env in envs]
+        told = TellPoses(moved) if tell else None
+        try:
+            yield moved, told
+        finally:
+            for env in moved:
+                env.restore()
+
+    return condition
+
+
+def rejecting(view: int, tell: bool) -> Condition:
+    """The same, where keypoints leave out of the fusion what one view says against all others.
+
+    :param view, tell: as of :func:`moved_camera`.
+    """
+
+    @contextlib.contextmanager
+    def condition(policy: Any, envs: Environments) -> Iterator[tuple[Environments, Transform | None]]:
+        encoder = getattr(getattr(policy, "features_extractor", None), "encoder", None)
+        strict = encoder.rejecting(TOLERANCE) if isinstance(encoder, Keypoint3D) else contextlib.nullcontext()
+        with strict, moved_camera(view, tell)(policy, envs) as shown:
+            yield shown
+
+    return condition
+
+
+class ToldPoses(MovedCamera):
+    """Remembers where the cameras are in the episode of a seed."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """As :class:`MovedCamera`."""
+        result = super().reset(seed=seed, options=options)
+        self.seed, self.poses = seed, self.env.get_wrapper_attr("camera_poses")()
+        return result
+
+
+class TellPoses:
+    """Adds each episode's camera poses to its observations.
+
+    :param envs: that the episodes are played in, each with one at a time.
+    """
+
+    def __init__(self, envs: Sequence[ToldPoses]) -> None:
+        self.envs = envs
+
+    def __call__(self, observation: Observation, seeds: Sequence[int]) -> Observation:
+        """The same batch with ``camera_poses`` (B, V, 4, 4).
+
+        :param observation: of one moment of the episodes that are still being played.
+        :param seeds: of these episodes, in the order of the batch.
+        """
+        poses = {env.seed: env.poses for env in self.envs if hasattr(env, "seed")}
+        return observation | {"camera_poses": np.stack([poses[seed] for seed in seeds])}
+
+
 @contextlib.contextmanager
 def shuffled_colours(policy: Any, envs: Environments) -> Iterator[tuple[Environments, Transform | None]]:
     """The scene's colours are permuted anew for each episode, by its seed, for every policy alike."""
@@ -101,12 +178,13 @@ def shuffled_colours(policy: Any, envs: Environments) -> Iterator[tuple[Environm
 def blacked_out(observation: Observation, view: int | None = None) -> Observation:
     """The same batch of observations with black views.
 
-    :param observation: ``images`` (B, V, H, W, 3), and whatever else.
+    :param observation: ``images`` (B, V, H, W, 3), with a frame stack ``previous`` too, and whatever else.
     :param view: which one; None: all.
     """
-    images = observation["images"].copy()
-    images[:, slice(None) if view is None else view] = 0
-    return observation | {"images": images}
+    changed = {key: observation[key].copy() for key in ("images", "previous") if key in observation}
+    for images in changed.values():
+        images[..., slice(None) if view is None else view, :, :, :] = 0
+    return observation | changed
 
 
 class SwappedViews:

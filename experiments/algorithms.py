@@ -12,8 +12,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.baselines import AutoencoderExtractor, CURLExtractor, DrQExtractor, PixelExtractor, RADExtractor
 from agents.batch_env import renders_on_device
 from agents.buffers import DeviceRolloutBuffer
+from agents.extractors import KeypointExtractor, ViewExtractor
 from agents.policies import require_action_space
 from agents.replay import FrameReplayBuffer, replay_bytes, require_replay_fits
 from agents.scene import Scene
@@ -32,29 +34,50 @@ from kp3d_rl.keypoint3d import Keypoint3DConfig
 from kp3d_rl.storage.files import DamagedError
 
 POLICIES = {
-    ("ppo", "keypoint3d"): "agents.policies:KeypointPolicy",
-    ("ppo", "pixels"): "agents.policies:PixelPolicy",
-    ("ppo", "rad"): "agents.policies:RADPolicy",
-    ("ppo", "state"): "stable_baselines3.ppo.policies:MultiInputPolicy",
-    ("sac", "keypoint3d"): "agents.offpolicy:KeypointSACPolicy",
-    ("sac", "pixels"): "agents.offpolicy:PixelSACPolicy",
-    ("sac", "state"): "stable_baselines3.sac.policies:MultiInputPolicy",
-    ("tqc", "keypoint3d"): "agents.contrib:KeypointTQCPolicy",
-    ("tqc", "pixels"): "agents.contrib:PixelTQCPolicy",
-    ("tqc", "state"): "sb3_contrib.tqc.policies:MultiInputPolicy",
+    "ppo": {
+        "keypoints": "agents.policies:KeypointPolicy",
+        "own loss": "agents.policies:AuxiliaryPolicy",
+        "policy's loss": "agents.policies:PixelPolicy",
+        "state": "stable_baselines3.ppo.policies:MultiInputPolicy",
+    },
+    "sac": {
+        "keypoints": "agents.offpolicy:KeypointSACPolicy",
+        "own loss": "agents.offpolicy:AuxiliarySACPolicy",
+        "policy's loss": "agents.offpolicy:PixelSACPolicy",
+        "state": "stable_baselines3.sac.policies:MultiInputPolicy",
+    },
+    "tqc": {
+        "keypoints": "agents.contrib:KeypointTQCPolicy",
+        "own loss": "agents.contrib:AuxiliaryTQCPolicy",
+        "policy's loss": "agents.contrib:PixelTQCPolicy",
+        "state": "sb3_contrib.tqc.policies:MultiInputPolicy",
+    },
 }
-"""Where the policy of an algorithm and a kind of encoder is; imported on demand, sb3-contrib being an extra."""
+"""Where an algorithm's policies are, by what trains the encoder; imported on demand, sb3-contrib being an extra."""
+EXTRACTORS: dict[str, type[ViewExtractor]] = {
+    "keypoint3d": KeypointExtractor,
+    "keypoint2d": KeypointExtractor,
+    "autoencoder": AutoencoderExtractor,
+    "curl": CURLExtractor,
+    "pixels": PixelExtractor,
+    "rad": RADExtractor,
+    "drqv2": DrQExtractor,
+}
+"""The encoder of each kind that sees."""
+ONLY_FOR = {"rad": ("ppo",), "drqv2": ("sac", "tqc"), "curl": ("sac", "tqc")}
+"""Kinds of encoders that not every algorithm trains."""
 
 
 def policy_class(config: TrainConfig) -> type:
     """The policy that a run's algorithm and encoder ask for.
 
-    :raises UserError: where it needs sb3-contrib and that is not installed.
+    :raises UserError: where the algorithm does not train that encoder, or needs sb3-contrib, which is not installed.
     """
-    if (config.algorithm, config.encoder.kind) not in POLICIES:
-        able = " or ".join(sorted(a for a, kind in POLICIES if kind == config.encoder.kind))
-        raise UserError(f"encoder '{config.encoder.kind}' is trained by {able}, not by {config.algorithm}")
-    module, name = POLICIES[config.algorithm, config.encoder.kind].split(":")
+    encoder, able = config.encoder, ONLY_FOR.get(config.encoder.kind, tuple(POLICIES))
+    if config.algorithm not in able:
+        raise UserError(f"encoder '{encoder.kind}' is trained by {' or '.join(able)}, not by {config.algorithm}")
+    trained = "keypoints" if encoder.finds_keypoints else "own loss" if encoder.has_loss else "policy's loss"
+    module, name = POLICIES[config.algorithm][trained if encoder.sees else "state"].split(":")
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
@@ -75,16 +98,21 @@ def policy_arguments(config: TrainConfig, scene: Scene | None) -> dict[str, Any]
         arguments: dict[str, Any] = {"net_arch": {"pi": hidden, "vf": hidden}, "log_std_init": config.ppo.log_std}
     else:
         arguments = {"net_arch": [config.sac.hidden] * 2}
-    if config.encoder.kind == "keypoint3d":
+    if config.encoder.has_loss:
         fields = {name: getattr(config.encoder, name) for name in Keypoint3DConfig.__dataclass_fields__}
         arguments |= {
             "scene": scene,
             "encoder": Keypoint3DConfig(**fields),
             "policy_gradient_scale": config.auxiliary.policy_gradient,
             "learning_rate_scale": config.auxiliary.learning_rate,
+            "extractor": EXTRACTORS[config.encoder.kind],
         }
-    elif config.encoder.kind == "pixels":
-        arguments["features_extractor_kwargs"] = {"random_shift": config.encoder.random_shift}
+    elif config.encoder.sees:
+        arguments["features_extractor_class"] = EXTRACTORS[config.encoder.kind]
+        arguments["features_extractor_kwargs"] = {
+            "random_shift": config.encoder.random_shift,
+            "precision": config.encoder.precision,
+        }
     return arguments
 
 
@@ -179,7 +207,7 @@ def load_policy(run: Run, env: gym.Env | VecEnv, checkpoint: Checkpoint, device:
     :param device: where to put it.
     :raises UserError: where cameras, image size or K of run, weights and environment differ; both values are named.
     """
-    scene = None if run.config.encoder.kind == "state" else Scene.of(env)
+    scene = Scene.of(env) if run.config.encoder.sees else None
     require_same_scene(run, scene)
     require_same_keypoints(run, checkpoint)
     arguments = policy_arguments(run.config, scene)

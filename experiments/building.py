@@ -47,7 +47,7 @@ def constructor(config: RunConfig, split: str) -> Callable[[], gym.Env]:
         cameras=config.cameras,
         height=config.image_size,
         width=config.image_size,
-        observe=("state",) if config.encoder.kind == "state" else ("images", "proprio"),
+        observe=("images", "proprio") if config.encoder.sees else ("state",),
         renderer=config.render.backend,
         quality=config.render.quality,
         redraw=config.redraw,
@@ -60,7 +60,7 @@ def workers(config: RunConfig) -> int:
 
     Without images a step takes less time than its way to another process and back.
     """
-    if config.encoder.kind == "state":
+    if not config.encoder.sees:
         return 1
     most = MOST_WORKERS_PER_CORE * cores()
     if config.render.workers > most:
@@ -86,7 +86,7 @@ def side_by_side(config: RunConfig, count: int) -> VecEnv:
     :param count: how many.
     """
     makers = [constructor(config, "train")] * count
-    if config.encoder.kind == "state" or chosen_backend(config.render.backend) != "warp":
+    if not config.encoder.sees or chosen_backend(config.render.backend) != "warp":
         return make_vec_env(makers, workers=workers(config))
     device = choose_device(config.device)
     return watched_over(BatchVecEnv(makers, "warp", device, device.startswith("cuda"), workers(config)))
@@ -176,7 +176,7 @@ def require_same_keypoints(run: Run, checkpoint: Checkpoint) -> None:
     :raises UserError: naming both values.
     """
     heads = [t for name, t in checkpoint.policy.items() if name.endswith("encoder.views.0.head.weight")]
-    if run.config.encoder.kind == "keypoint3d" and heads and heads[0].shape[0] != run.config.encoder.keypoints:
+    if run.config.encoder.finds_keypoints and heads and heads[0].shape[0] != run.config.encoder.keypoints:
         raise UserError(
             f"{run.path}: its weights have {heads[0].shape[0]} keypoints, "
             f"its config.yaml says {run.config.encoder.keypoints}"

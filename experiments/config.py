@@ -6,7 +6,7 @@ somewhere asks for more than a machine has. :mod:`experiments.config_files` writ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from agents.callbacks import AuxiliaryConfig
@@ -20,11 +20,34 @@ from kp3d_rl.options import OptionError, bounded, check_options
 class EncoderConfig(Keypoint3DConfig):
     """What the policy acts on.
 
-    :param kind: "keypoint3d"; "pixels", a CNN over all views; "rad", the same CNN on random crops, with PPO; "state",
-        the simulator's numbers (the upper bound).
+    :param kind: "keypoint3d"; "keypoint2d", the same heat maps without depth, fusion or consistency; "autoencoder", as
+        many numbers of a plain one; "pixels", a CNN over all views; "rad", the same CNN on random crops, with PPO;
+        "drqv2" and "curl", those encoders with SAC or TQC; "state", the simulator's numbers (the upper bound).
     """
 
-    kind: Literal["keypoint3d", "pixels", "rad", "state"] = "keypoint3d"
+    kind: Literal["keypoint3d", "keypoint2d", "autoencoder", "pixels", "rad", "drqv2", "curl", "state"] = "keypoint3d"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == "keypoint3d" and self.dimensions == "2d":
+            object.__setattr__(self, "kind", "keypoint2d")
+        elif self.kind == "keypoint2d":
+            object.__setattr__(self, "dimensions", "2d")
+
+    @property
+    def sees(self) -> bool:
+        """Whether views are rendered for it."""
+        return self.kind != "state"
+
+    @property
+    def finds_keypoints(self) -> bool:
+        """Whether there are any, in three dimensions or two."""
+        return self.kind in ("keypoint3d", "keypoint2d")
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether a loss of its own trains it beside the policy."""
+        return self.finds_keypoints or self.kind in ("autoencoder", "curl")
 
 
 @dataclass(frozen=True)
@@ -183,7 +206,7 @@ class RunConfig:
         if not 0 <= self.seed < 10_000:
             problem = f"must lie between 0 and 9999, got {shown(self.seed)}: evaluation has other seeds"
             raise OptionError("", "seed", problem)
-        if self.encoder.kind == "keypoint3d":
+        if self.encoder.finds_keypoints or self.encoder.kind == "autoencoder":
             try:
                 grids(LAYERS[self.encoder.layers], self.image_size, self.image_size)
             except ValueError as error:
@@ -218,8 +241,18 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         if self.total_steps is None:
             object.__setattr__(self, "total_steps", 40_000 if self.algorithm == "ppo" else 20_000)
-        if self.pretrained is not None and self.encoder.kind != "keypoint3d":
+        self._complete_auxiliary()
+        if self.pretrained is not None and not self.encoder.finds_keypoints:
             raise OptionError("", "pretrained", f"keypoints do not fit an encoder of kind '{self.encoder.kind}'")
+
+    def _complete_auxiliary(self) -> None:
+        """Numbers that were not given, by the kind of encoder."""
+        auxiliary, keypoints = self.auxiliary, self.encoder.finds_keypoints
+        if auxiliary.policy_gradient is None:
+            auxiliary = replace(auxiliary, policy_gradient=0.1 if keypoints else 1.0)
+        if auxiliary.learning_rate is None:
+            auxiliary = replace(auxiliary, learning_rate=1.0 if self.encoder.kind == "curl" else 4.0)
+        object.__setattr__(self, "auxiliary", auxiliary)
 
     @property
     def envs(self) -> int:
@@ -258,8 +291,9 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.encoder.kind != "keypoint3d":
-            problem = f"is '{self.encoder.kind}': only keypoints can be pretrained, of kind 'keypoint3d'"
+        if not self.encoder.finds_keypoints:
+            kinds = "of kind 'keypoint3d' or 'keypoint2d'"
+            problem = f"is '{self.encoder.kind}': only keypoints can be pretrained, {kinds}"
             raise OptionError("", "encoder.kind", problem)
 
     @property

@@ -12,6 +12,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.finite import require_finite
+from envs.shapes import BodyShape
 from experiments.evaluation import Observation, Predict, stack
 
 HELD_STEPS = 8
@@ -28,18 +29,42 @@ class Episodes:
 
     :param images: (E, T, V, H, W, 3) uint8.
     :param camera_poses: (E, T, V, 4, 4) where cameras move, else None.
-    :param bodies: (E, T, B, 3) positions of named bodies, metres, workspace frame.
-    :param body_names: the B names.
+    :param bodies: (E, T, B, 4, 4) from the frames of bodies to the workspace frame, metres.
+    :param shapes: what is seen of these B bodies, and their names.
     """
 
     images: np.ndarray
     camera_poses: np.ndarray | None
     bodies: np.ndarray
-    body_names: tuple[str, ...]
+    shapes: tuple[BodyShape, ...]
+
+    @property
+    def body_names(self) -> tuple[str, ...]:
+        """The B names."""
+        return tuple(shape.name for shape in self.shapes)
 
     def positions(self, names: Sequence[str]) -> np.ndarray:
         """(E, T, len(names), 3) positions of some of the bodies, metres."""
-        return self.bodies[:, :, [self.body_names.index(name) for name in names]]
+        return self.bodies[..., :3, 3][:, :, [self.body_names.index(name) for name in names]]
+
+    def corners(self) -> np.ndarray:
+        """(E T, B, 8, 3) corners of boxes around the bodies, metres, workspace frame."""
+        poses = self.bodies.reshape(-1, len(self.shapes), 4, 4)
+        own = np.stack([shape.corners for shape in self.shapes])
+        return np.einsum("tbij,bcj->tbci", poses[..., :3, :3], own) + poses[:, :, None, :3, 3]
+
+    def distances(self, points: np.ndarray) -> np.ndarray:
+        """From points to all bodies' surfaces.
+
+        :param points: (E T, K, 3) of every instant, metres, workspace frame.
+        :return: (E T, K, B) metres.
+        """
+        poses = self.bodies.reshape(-1, len(self.shapes), 4, 4)
+        found = np.empty((*points.shape[:2], len(self.shapes)))
+        for number, shape in enumerate(self.shapes):
+            rotation, position = poses[:, number, :3, :3], poses[:, number, None, :3, 3]
+            found[..., number] = shape.distance(np.einsum("tij,tki->tkj", rotation, points - position))
+        return found
 
 
 def act_randomly(env: gym.Env, seed: int) -> Act:
@@ -130,7 +155,7 @@ def collect(
     :param act: from seed and number of an episode to its actions.
     :param steps: longest part of an episode that is played.
     :param instants: T, how many are kept of each; of an episode with fewer, some are kept twice.
-    :param names: of the bodies whose positions are kept.
+    :param names: of the bodies whose places are kept.
     :param on_episode: told after each episode how many of how many are done.
     :param blind: whether the actions do without the images; then only those that are kept are rendered.
     """
@@ -138,20 +163,20 @@ def collect(
     moving = "camera_poses" in space
     images = np.empty((len(seeds), instants, *space["images"].shape), np.uint8)
     poses = np.empty((len(seeds), instants, *space["camera_poses"].shape), np.float32) if moving else None
-    bodies = np.empty((len(seeds), instants, len(names), 3))
+    bodies = np.empty((len(seeds), instants, len(names), 4, 4))
     for number, seed in enumerate(seeds):
         select = _seen_instants if blind else _instants
         moments = select(env, seed, functools.partial(act, seed, number), steps, instants, names)
-        for instant, (observation, positions) in enumerate(moments):
-            images[number, instant], bodies[number, instant] = observation["images"], positions
+        for instant, (observation, placed) in enumerate(moments):
+            images[number, instant], bodies[number, instant] = observation["images"], placed
             if poses is not None:
                 poses[number, instant] = observation["camera_poses"]
         on_episode(number + 1, len(seeds))
-    return Episodes(images, poses, bodies, tuple(names))
+    return Episodes(images, poses, bodies, env.get_wrapper_attr("body_shapes")(names))
 
 
 Moment = tuple[Observation, np.ndarray]
-"""An observation, and the (B, 3) positions of bodies, metres."""
+"""An observation, and the (B, 4, 4) poses of bodies, metres."""
 
 
 def _instants(
@@ -203,13 +228,13 @@ def play_episode(
     :param act: chooses the actions.
     :param steps: longest part of the episode that is played.
     :param names: of B bodies.
-    :return: observations, and the (B, 3) positions of the bodies, metres.
+    :return: observations, and (B, 4, 4) from the bodies' frames to the workspace frame, metres.
     """
     observation, _ = env.reset(seed=int(seed))
     over = False
     for step in range(steps + 1):
         require_finite("observation", stack([observation]))
-        yield observation, env.get_wrapper_attr("body_positions")(names)
+        yield observation, env.get_wrapper_attr("body_poses")(names)
         if over or step == steps:
             return
         observation, _, terminated, truncated, _ = env.step(act(step, observation))

@@ -71,7 +71,7 @@ def estimate(config: TrainConfig, model: BaseAlgorithm, folder: Path) -> Estimat
 
 def _updates(config: TrainConfig) -> float:
     """Gradient steps of the algorithm, and unsupervised ones in units of those."""
-    auxiliary, joint = config.auxiliary, config.encoder.kind == "keypoint3d"
+    auxiliary, joint = config.auxiliary, config.encoder.has_loss
     share = min(1.0, 0.5 * config.total_steps / max(1, auxiliary.warmup_frames))
     extra = share * auxiliary.warmup_steps if joint and config.pretrained is None else 0.0
     if config.algorithm != "ppo":
@@ -89,14 +89,14 @@ def _frames_kept(config: TrainConfig) -> int:
     """Observations that rollouts, replay and unsupervised steps hold at a time."""
     if config.algorithm != "ppo":
         return 0  # the replay is counted by itself, where it is allocated
-    buffer = config.auxiliary.buffer_frames if config.encoder.kind == "keypoint3d" else 0
+    buffer = config.auxiliary.buffer_frames if config.encoder.has_loss else 0
     return config.ppo.envs * config.ppo.steps + buffer
 
 
 def _frames_on_disk(config: TrainConfig) -> int:
     """Frames that the checkpoints which are kept refer to, while the run lasts; each frame is written once."""
-    keypoints, log = config.encoder.kind == "keypoint3d", config.log
-    ring = config.auxiliary.buffer_frames if keypoints else 0
+    log = config.log
+    ring = config.auxiliary.buffer_frames if config.encoder.has_loss else 0
     if config.algorithm != "ppo":
         ring = min(config.sac.buffer_size, config.total_steps)
     older = (_checkpoints_kept(config) - 1) * (log.checkpoint_every or config.total_steps)
@@ -155,7 +155,7 @@ def _passes(config: TrainConfig, model: BaseAlgorithm, batch: dict, actions: tor
         chosen, log_prob = policy.actor.action_log_prob(batch)
         critics = [*policy.critic(batch, actions), *policy.critic(batch, chosen)]
         loss = (sum(q.mean() for q in critics) + log_prob.mean()) * 0.0
-    if config.encoder.kind == "keypoint3d":
+    if config.encoder.has_loss:
         loss = loss + sum(policy.features_extractor.terms(batch).values())
     return loss
 

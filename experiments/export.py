@@ -8,7 +8,6 @@ where training convolved in bfloat16.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import json
 import logging
@@ -25,9 +24,9 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from torch import Tensor, nn
 
-from agents.extractors import KeypointExtractor, with_proprio
+from agents.extractors import ViewExtractor, with_proprio
 from agents.finite import refuse_nonfinite_outputs
-from agents.policies import KeypointParts
+from agents.policies import keypoint_extractor
 from agents.scene import Scene
 from envs.errors import UserError
 from experiments.algorithms import load_policy
@@ -108,7 +107,7 @@ class ActingPolicy(nn.Module):
     @property
     def outputs(self) -> list[str]:
         """Names of what :meth:`forward` returns."""
-        return ["actions", "keypoints", "confidence"] if isinstance(self.policy, KeypointParts) else ["actions"]
+        return ["actions", "keypoints", "confidence"] if keypoint_extractor(self.policy) else ["actions"]
 
     @property
     def acting(self) -> BaseModel:
@@ -124,11 +123,11 @@ class ActingPolicy(nn.Module):
             own, keypoints (B, V, K, 2), pixels, and confidence (B, V, K), which sums to 1 over K.
         """
         observation = dict(zip(self.inputs, entries, strict=True))
-        if not isinstance(self.policy, KeypointParts):
+        extractor = keypoint_extractor(self.policy)
+        if extractor is None:
             return (self._act(self.acting.extract_features(observation, self.acting.features_extractor)),)
-        extractor: KeypointExtractor = self.policy.features_extractor
-        found = extractor.encoder(observation["images"], observation.get("camera_poses"))
-        actions = self._act(with_proprio(extractor.describe(found), observation))
+        described, found = extractor.read(observation)
+        actions = self._act(with_proprio(described, observation))
         if extractor.encoder.config.dimensions == "2d":
             return actions, found.uv, found.confidence
         return actions, found.points, found.fused_confidence
@@ -194,16 +193,9 @@ def in_float32(policy: BasePolicy) -> Iterator[None]:
 
     :param policy: with or without convolutions of a precision of their own.
     """
-    if not isinstance(policy, KeypointParts):
+    extractor = getattr(policy, "features_extractor", None)
+    with extractor.in_precision("float32") if isinstance(extractor, ViewExtractor) else contextlib.nullcontext():
         yield
-        return
-    encoder = policy.features_extractor.encoder
-    before = encoder.config
-    encoder.config = dataclasses.replace(before, precision="float32")
-    try:
-        yield
-    finally:
-        encoder.config = before
 
 
 def about(run: Run, checkpoint: Checkpoint, env: gym.Env) -> dict[str, str]:
@@ -224,7 +216,7 @@ def about(run: Run, checkpoint: Checkpoint, env: gym.Env) -> dict[str, str]:
         facts |= {"action_low": env.action_space.low.tolist(), "action_high": env.action_space.high.tolist()}
     else:
         facts["action_space"] = str(env.action_space)
-    if run.config.encoder.kind != "state":
+    if run.config.encoder.sees:
         cameras = Scene.of(env).cameras
         facts |= {"cameras": list(cameras.names), "image_size": [cameras.height, cameras.width]}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}

@@ -220,7 +220,7 @@ class Learning:
         """
         config: PretrainConfig = self.run.config
         frames = to_tensors(held_out, self.policy.device)
-        self.trainer.weigh_pixels()
+        self.trainer.look()
         self.log(frames)
         while self.step < config.steps and not stop:
             pauses = [every - self.step % every for every in (config.log_every, config.picture_every) if every]
@@ -245,7 +245,7 @@ class Learning:
 
     def log(self, frames: dict[str, torch.Tensor]) -> None:
         """Quality on frames that are not trained on; losses and gradient norms since the last time."""
-        quality = self.trainer.quality(frames)
+        quality = self.trainer.extractor.quality(frames)
         self.note = f"reconstruction {quality['keypoints/reconstruction_ratio']:.2f} of mean image"
         if "keypoints/view_disagreement_cm" in quality:
             self.note += f", views {quality['keypoints/view_disagreement_cm']:.1f} cm apart"

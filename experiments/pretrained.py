@@ -19,7 +19,8 @@ OF_THE_SCENE = "decoder.background"
 """Not learnt but rendered, so it stays the new run's: its scene may have other colours."""
 
 TRAINING_ONLY = {
-    "noise", "decoded_views", "weigh_pixels", "own_view", "random_shift", "precision", "multiview_rise", "loss",
+    "noise", "decoded_views", "weigh_pixels", "outside", "own_view", "random_shift", "precision", "multiview_rise",
+    "loss",
 }  # fmt: skip
 """Options of the encoder that say how it is trained, not what it is: they may differ from the earlier run's."""
 
@@ -59,7 +60,7 @@ def require_same_encoder(run: Run, config: RunConfig) -> None:
     :raises UserError: naming the first option that differs, with both values.
     """
     earlier = run.config.encoder
-    if earlier.kind != "keypoint3d":
+    if not earlier.finds_keypoints:
         raise UserError(f"pretrained run {run.path} acts on '{earlier.kind}', it has no keypoints")
     for field in dataclasses.fields(Keypoint3DConfig):
         theirs, ours = getattr(earlier, field.name), getattr(config.encoder, field.name)

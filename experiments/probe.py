@@ -148,7 +148,7 @@ def load_encoder(run: Run, checkpoint: int | None) -> tuple[int, Keypoint3D]:
     :param checkpoint: step; None takes the newest.
     :raises UserError: where there is none.
     """
-    if run.config.encoder.kind != "keypoint3d":
+    if not run.config.encoder.finds_keypoints:
         raise UserError(f"{run.path} acts on '{run.config.encoder.kind}': it has no keypoints to probe")
     step = run.checkpoints.latest() if checkpoint is None else checkpoint
     try:

@@ -56,7 +56,7 @@ def look(
     length = sum(1 for _ in play_episode(env, seed, act(), steps, names))
     chosen = {int(step) for step in np.linspace(0, length - 1, columns).round()}
     return [
-        Instant(step, sharp_views(env, size), observation, bodies)
+        Instant(step, sharp_views(env, size), observation, bodies[:, :3, 3])
         for step, (observation, bodies) in enumerate(play_episode(env, seed, act(), steps, names))
         if step in chosen
     ]

@@ -29,7 +29,7 @@ def circumstances(config: RunConfig) -> dict[str, str | int]:
     :param config: of the run.
     """
     versions: dict[str, str | int] = {name: _version(name) for name in NUMERICAL}
-    renderer = "none" if config.encoder.kind == "state" else chosen_backend(config.render.backend)
+    renderer = chosen_backend(config.render.backend) if config.encoder.sees else "none"
     own: dict[str, str | int] = {"threads": torch.get_num_threads(), "renderer": renderer, "machine": _machine()}
     own["gpu"] = torch.cuda.get_device_name() if config.device != "cpu" and torch.cuda.is_available() else "none"
     return own | {"python": platform.python_version(), "code": _code()} | versions

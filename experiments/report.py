@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.config import RunConfig
 from experiments.runs import ORIGIN, Run
-from kp3d_rl.metrics import welch_interval, wilson_interval
+from kp3d_rl.metrics import interquartile_mean, welch_interval, wilson_interval
 
 SERIES = {
     "evaluated_success_at_end": "evaluation/success_at_end",
@@ -53,7 +53,7 @@ def write_report(docs: Path, name: str, runs: Sequence[tuple[Any, int, str, Path
     path.write_text(json.dumps({"study": name, "runs": records}, indent=1) + "\n")
     draw_curves(records, docs / f"{name}.png")
     copy_pictures(runs[0][3], docs, name)
-    print("\n".join([*success_table(records), "", *probe_table(records)]))
+    print("\n".join([*success_table(records), "", *area_table(records), "", *probe_table(records)]))
     print(f"written to {path}")
 
 
@@ -163,6 +163,41 @@ def difference_text(first: Sequence[float], other: Sequence[float]) -> str:
     low, high = welch_interval(first, other)
     interval = "" if np.isnan(low) else f" ({low:.0f} to {high:.0f})"
     return f"{np.mean(first) - np.mean(other):.0f}{interval}"
+
+
+def area(curve: Sequence[Sequence[float]]) -> float:
+    """The mean of a curve over the whole run: its area divided by its last step.
+
+    :param curve: pairs of step and value; linear in between, and from 0 before the first.
+    """
+    steps, values = np.array([[0.0, 0.0], *curve]).T
+    return float(np.trapezoid(values, steps) / steps[-1])
+
+
+def area_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown: the area under each condition's curve of deterministic evaluations, compared with the first's."""
+    groups = {
+        name: [100 * area(record["evaluated_success_at_end"]) for record in group]
+        for name, group in conditions(records).items()
+        if all(record["evaluated_success_at_end"] for record in group)
+    }
+    lines = [
+        "| condition | seeds | mean success over the run, % | interquartile mean | each seed | "
+        "the first is so many times this | the first minus this |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    first = next(iter(groups.values()), [])
+    for name, areas in groups.items():
+        ratio, difference = "", ""
+        if areas is not first:
+            ratio = f"{np.mean(first) / np.mean(areas):.2f}" if np.mean(areas) else "–"
+            difference = difference_text(first, areas)
+        each = ", ".join(f"{value:.0f}" for value in areas)
+        lines.append(
+            f"| {name} | {len(areas)} | {np.mean(areas):.0f} | {interquartile_mean(areas):.0f} | {each} | "
+            f"{ratio} | {difference} |"
+        )
+    return lines if first else []
 
 
 def ablation_table(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -291,6 +326,7 @@ def gradient_table(records: Sequence[dict[str, Any]]) -> list[str]:
 
 TABLES = {
     "success": success_table,
+    "area": area_table,
     "ablations": ablation_table,
     "probe": probe_table,
     "gradients": gradient_table,

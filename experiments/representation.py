@@ -51,8 +51,8 @@ class Sitting:
     """Where each of K keypoints sits; lengths in cm.
 
     :param confidence: (K,) fused, the mean over frames; 1 is an average keypoint.
-    :param body: (K,) name of its own body, the one that it is nearest to most often.
-    :param distance: (K,) to that body, median over frames.
+    :param body: (K,) name of its own body, the one to whose surface it is nearest most often.
+    :param distance: (K,) to that surface, median over frames.
     :param apart: (K,) how far the views place it from each other, pairs of views weighted by their confidences.
     :param apart_unweighted: (K,) the same with all pairs alike.
     :param counted: (K,) bool: confident, and on a body that moves.
@@ -220,19 +220,18 @@ def sitting(found: Found, episodes: Episodes, confident: float = 0.5) -> Sitting
     """Where keypoints sit, over all episodes together.
 
     :param found: by a 3D encoder.
-    :param episodes: with the positions of all bodies.
+    :param episodes: with all bodies that are seen.
     :param confident: fused confidence from which on, in the mean over frames, a keypoint is confident.
     """
-    points = found.points.numpy()
-    bodies = episodes.bodies.reshape(len(points), -1, 3)
+    distances = episodes.distances(found.points.numpy())
     confidence = found.fused_confidence.mean(0).numpy()
-    own = own_bodies(points, bodies)
+    own, moves = own_bodies(distances), moving_bodies(episodes.corners())
     return Sitting(
         confidence=confidence,
         body=tuple(episodes.body_names[index] for index in own),
-        distance=CENTIMETRES * median_distances(points, bodies, own),
+        distance=CENTIMETRES * median_distances(distances, own),
         apart=CENTIMETRES * view_disagreement(found.view_points, found.confidence).mean(0).numpy(),
         apart_unweighted=CENTIMETRES * view_disagreement(found.view_points).mean(0).numpy(),
-        counted=(confidence >= confident) & moving_bodies(bodies)[own],
-        same_body_share=same_body_share(points, bodies, confidence >= confident),
+        counted=(confidence >= confident) & moves[own],
+        same_body_share=same_body_share(distances, moves, confidence >= confident),
     )

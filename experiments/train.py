@@ -60,7 +60,7 @@ def build(config: TrainConfig, env: VecEnv) -> tuple[BaseAlgorithm, Scene | None
     :param config: of the run.
     :param env: its environments.
     """
-    scene = None if config.encoder.kind == "state" else Scene.of(env)
+    scene = Scene.of(env) if config.encoder.sees else None
     if config.algorithm != "ppo":
         print(describe_replay(config, env))  # before it is allocated
     return build_model(config, env, scene), scene
@@ -168,12 +168,12 @@ def callbacks(
 
 
 def gradients(config: TrainConfig, stop: StopRequest) -> AuxiliaryCallback | ClippingCallback:
-    """The callback that owns the auxiliary loss, or, without keypoints, the clipping alone.
+    """The callback that owns the auxiliary loss, or, where there is none, the clipping alone.
 
     :param config: of the run.
     :param stop: in the warm-up, which can only be repeated, it stops at once.
     """
-    if config.encoder.kind != "keypoint3d":
+    if not config.encoder.has_loss:
         return ClippingCallback(config.auxiliary.clip)
     auxiliary = config.auxiliary
     if config.pretrained is not None:
@@ -184,7 +184,7 @@ def gradients(config: TrainConfig, stop: StopRequest) -> AuxiliaryCallback | Cli
             raise Stopped
         return False
 
-    show = Progress("warm-up of the keypoints", "steps")
+    show = Progress("warm-up of the encoder", "steps")
     return AuxiliaryCallback(auxiliary, should_stop=stop_now, on_warmup_step=show)
 
 

@@ -29,7 +29,7 @@ from stable_baselines3.common.policies import BasePolicy
 from tqdm import tqdm
 
 from agents.finite import refuse_nonfinite_outputs
-from agents.policies import KeypointParts
+from agents.policies import keypoint_extractor
 from envs.errors import UserError
 from experiments.algorithms import load_policy
 from experiments.building import make_env, use_threads
@@ -132,7 +132,7 @@ class Film:
         horizon = env.get_wrapper_attr("horizon") or config.steps
         self.longest = config.episodes * (min(horizon, config.steps) + 1)
         self._said: Keypoints | None = None
-        if isinstance(policy, KeypointParts):
+        if keypoint_extractor(policy):
             # What is drawn is what the policy acted on: taken as the encoder hands it over, not computed again.
             policy.features_extractor.encoder.register_forward_hook(self._remember)
 

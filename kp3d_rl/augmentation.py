@@ -14,7 +14,7 @@ from torch import Tensor
 def random_shift(images: Tensor, pixels: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Move every view of every sample by its own random number of pixels, up to ``pixels`` in each direction.
 
-    :param images: (B, V, H, W, 3) uint8.
+    :param images: (B, V, H, W, 3 S) uint8; frames of S instants on channels are moved together.
     :param pixels: padding on each side; 0 changes nothing.
     :param generator: of the images' device; None is torch's own.
     :return: shifted images (B, V, H, W, 3) uint8, and offsets (B, V, 2) float, the (left, top) of each window in its
@@ -33,7 +33,7 @@ def random_shift(images: Tensor, pixels: int, generator: torch.Generator | None 
 def random_crop(images: Tensor, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
     """Cut a window out of every view of every sample, each at its own random place.
 
-    :param images: (B, V, H, W, 3) uint8.
+    :param images: (B, V, H, W, 3 S) uint8; frames of S instants on channels are cut alike.
     :param height: of the window, at most H.
     :param width: of the window, at most W.
     :param generator: of the images' device; None is torch's own.
@@ -73,8 +73,8 @@ def crop(images: Tensor, offset: Tensor, height: int, width: int) -> Tensor:
 
 
 def _require_views(images: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.dim() != 5 or images.shape[-1] != 3:
-        raise ValueError(f"images must be (B, V, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
+    if images.dtype != torch.uint8 or images.dim() != 5 or images.shape[-1] % 3:
+        raise ValueError(f"images must be (B, V, H, W, 3 S) uint8, got {tuple(images.shape)} {images.dtype}")
 
 
 def _windows(images: Tensor, offset: Tensor, pixels: int) -> Tensor:

@@ -11,6 +11,11 @@ from torch.autograd.function import once_differentiable
 
 from kp3d_rl.cameras import Rig
 
+RAYS_ALONE = 0.01
+"""Trust in depths that are none, just enough to keep rays that never meet within bounds."""
+AGREEMENT = 0.4
+"""Of how far all views miss each other, what may be left without the one that errs."""
+
 
 def fuse(points: Tensor, weights: Tensor, rays: Tensor | None = None, depth_trust: float = 1.0) -> Tensor:
     """Weighted mean over the views.
@@ -38,6 +43,38 @@ def fuse(points: Tensor, weights: Tensor, rays: Tensor | None = None, depth_trus
     information = weights.unsqueeze(-1) * across
     moment = (information @ points.unsqueeze(-1)).sum(-4)
     return _solve_positive(information.sum(-4), moment.squeeze(-1))
+
+
+def agreeing_views(points: Tensor, weights: Tensor, rays: Tensor, tolerance: float) -> Tensor:
+    """Which views to fuse where one of them contradicts all others: leave-one-out, as RANSAC would with so few views.
+
+    How far rays miss the point nearest to all of them is compared with how far they do without one view. That one is
+    left out where all miss by more than the tolerance and the others by less than 0.4 of it: of three views, the two
+    that meet. With fewer than three views of any weight nobody can say who errs, and none is left out.
+
+    :param points: (..., V, K, 3), on each view's ray.
+    :param weights: (..., V, K), not negative.
+    :param rays: (..., V, K, 3) unit vectors from each camera to its points.
+    :param tolerance: metres, above 0.
+    :return: (..., V, K) 1 or 0, at most one 0 for each point.
+    """
+    views = weights.shape[-2]
+    each = 1.0 - torch.eye(views, dtype=weights.dtype, device=weights.device)
+    together = _miss(points, weights, rays)
+    without = torch.stack([_miss(points, weights * left.unsqueeze(-1), rays) for left in each], -2)
+    without = torch.where(weights > 0, without, torch.inf)  # to leave out who is not there says nothing
+    least, which = without.min(-2)
+    enough = (weights > 0).sum(-2) >= 3
+    errs = enough & (together > tolerance) & (least < AGREEMENT * together)
+    found = torch.ones_like(weights)
+    return found.scatter(-2, which.unsqueeze(-2), (~errs).to(weights.dtype).unsqueeze(-2))
+
+
+def _miss(points: Tensor, weights: Tensor, rays: Tensor) -> Tensor:
+    """(..., K) weighted mean distance of rays from the point that is nearest to all of them."""
+    offset = fuse(points, weights, rays, RAYS_ALONE).unsqueeze(-3) - points
+    across = offset - (offset * rays).sum(-1, keepdim=True) * rays
+    return (_normalise(weights, -2) * torch.linalg.vector_norm(across, dim=-1)).sum(-2)
 
 
 def triangulate(rig: Rig, uv: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -28,15 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from kp3d_rl.cameras import Rig, Workspace
-from kp3d_rl.geometry import fuse
+from kp3d_rl.geometry import RAYS_ALONE, agreeing_views, fuse
 from kp3d_rl.heatmaps import soft_argmax, softmax2d, spread, standardise
 from kp3d_rl.losses import LossWeights
 from kp3d_rl.networks import LAYERS, DepthKind, Precision, ViewEncoder, convolve_in, grids
 from kp3d_rl.options import bounded, check_options
-
-RAYS_ALONE = 0.01
-"""Trust in depths that are none, just enough to keep rays that never meet within bounds."""
-
 
 SCENE_BUFFERS = ("intrinsics", "world_from_camera", "centre", "half_extents")
 """What stands among an encoder's weights and is not learnt: the cameras and the box that it was built for."""
@@ -61,6 +57,8 @@ class Keypoint3DConfig:
     :param decoded_views: how many views, drawn anew for each batch, are decoded in training; 0 is all of them.
     :param weigh_pixels: let an error on what is not background count by the inverse of that pixel's variance over time
         (original: all the same).
+    :param outside: weight, in reconstruction and coverage, of what is seen beside the workspace box (and neither before
+        nor behind it) where cameras stand still; the rest has weight 1. A long arm draws keypoints off otherwise.
     :param own_view: share of a training batch in which each view is drawn from its own keypoints, not from the fused
         ones. A small object is found in 2D first, long before the views' depths agree well enough to hit it together.
     :param random_shift: pixels by which the views of a training batch are shifted at random, as in DrQ
@@ -91,6 +89,7 @@ class Keypoint3DConfig:
     background: bool = True
     decoded_views: int = bounded(1, least=0, most=1024)
     weigh_pixels: bool = True
+    outside: float = bounded(1.0, least=0, most=1)
     own_view: float = bounded(0.5, least=0, most=1)
     random_shift: int = bounded(0, least=0, most=1024)
     depth: DepthKind = "triangulated"
@@ -136,6 +135,14 @@ class Keypoints:
     heat: Tensor
     offset: Tensor
 
+    def rows(self, rows: slice) -> Keypoints:
+        """Those of some samples of the batch.
+
+        :param rows: which.
+        """
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "present"}
+        return Keypoints(**{name: values[rows] for name, values in kept.items()}, present=self.present)
+
     @property
     def fused_confidence(self) -> Tensor:
         """(B, K) mean over the present views, times K: 1 is an average keypoint."""
@@ -180,6 +187,7 @@ class Keypoint3D(nn.Module):
         for name, value in zip(SCENE_BUFFERS, scene, strict=True):
             self.register_buffer(name, value.clone())
         # Not part of the state: it says what is seen now, not what was learnt.
+        self.tolerance = 0.0
         self.register_buffer("present", torch.ones(rig.num_views, dtype=torch.bool), persistent=False)
 
     @property
@@ -211,6 +219,24 @@ class Keypoint3D(nn.Module):
             yield
         finally:
             self.present = before
+
+    @contextlib.contextmanager
+    def rejecting(self, tolerance: float) -> Iterator[None]:
+        """Inside this context a view that contradicts all others has no weight in a keypoint's fusion.
+
+        For cameras that were moved: what lies out of such a view, the network still points to somewhere. Training does
+        without, since at its start all views contradict each other.
+
+        :param tolerance: metres by which rays may miss each other (:func:`kp3d_rl.geometry.agreeing_views`).
+        :raises ValueError: unless it is positive.
+        """
+        if not tolerance > 0:
+            raise ValueError(f"the tolerance must be positive, got {tolerance}")
+        before, self.tolerance = self.tolerance, tolerance
+        try:
+            yield
+        finally:
+            self.tolerance = before
 
     def forward(self, images: Tensor, camera_poses: Tensor | None = None, offset: Tensor | None = None) -> Keypoints:
         """Find the keypoints, noise-free.
@@ -311,4 +337,7 @@ class Keypoint3D(nn.Module):
         # Never quite 0 for a view that is present: where all of them were, the missing one would count as much.
         weights = confidence.clamp(min=1e-20) * self.present.unsqueeze(-1)
         rays = torch.nn.functional.normalize(view_points - rig.centres.unsqueeze(-2), dim=-1)
+        if self.tolerance:
+            there = confidence * self.present.unsqueeze(-1)
+            weights = weights * agreeing_views(view_points, there, rays, self.tolerance)
         return fuse(view_points, weights, rays, self.config.depth_trust if depth_trust is None else depth_trust)

@@ -67,7 +67,7 @@ def _checkpoint(run: Path, step: int | None) -> Path:
 
 def _config(fields: dict) -> Keypoint3DConfig:
     """The encoder's options out of a training configuration, which holds more than those."""
-    if fields["kind"] != "keypoint3d":
+    if fields["kind"] not in ("keypoint3d", "keypoint2d"):
         raise ValueError(f"the run acts on '{fields['kind']}', not on keypoints")
     known = {name: fields[name] for name in Keypoint3DConfig.__dataclass_fields__ if name in fields}
     return Keypoint3DConfig(**known | {"loss": LossWeights(**known.get("loss", {}))})

@@ -110,67 +110,58 @@ def view_disagreement(points: Tensor, weights: Tensor | None = None) -> Tensor:
     return (pair * distance).sum(-2) / pair.sum(-2)
 
 
-def own_bodies(keypoints: object, bodies: object, confident: object = None) -> np.ndarray:
+def own_bodies(distances: object, confident: object = None) -> np.ndarray:
     """Each keypoint's own body: the one that it is nearest to most often.
 
-    :param keypoints: (T, K, 3) fused keypoints, metres.
-    :param bodies: (T, B, 3) positions of bodies, metres, in the same frame.
+    :param distances: (T, K, B) of fused keypoints to bodies, metres.
     :param confident: (T, K) or (K,) bool, which sightings count; None counts all.
     :return: (K,) indices of bodies.
     """
-    keypoints, bodies, valid = _sightings(keypoints, bodies, confident)
-    on_body = _nearest(keypoints, bodies)[..., None] == np.arange(bodies.shape[1])  # (T, K, B)
+    distances, valid = _sightings(distances, confident)
+    on_body = distances.argmin(-1)[..., None] == np.arange(distances.shape[-1])  # (T, K, B)
     return (on_body & valid[..., None]).sum(0).argmax(-1)
 
 
-def moving_bodies(bodies: object, moved: float = 0.05) -> np.ndarray:
+def moving_bodies(points: object, moved: float = 0.05) -> np.ndarray:
     """Which bodies are not always in the same place.
 
-    :param bodies: (T, B, 3) metres; over several episodes, a thing that stands elsewhere in each has moved too.
-    :param moved: metres between the extremes of a body's path, from which on it has moved.
+    :param points: (T, B, P, 3) metres, some points of each body; over several episodes, a thing that stands elsewhere
+        in each has moved too.
+    :param moved: metres between the extremes of the path of any of a body's points, from which on it has moved.
     :return: (B,) bool.
     """
-    return np.linalg.norm(np.ptp(np.asarray(bodies, np.float64), axis=0), axis=-1) >= moved
+    return (np.linalg.norm(np.ptp(np.asarray(points, np.float64), axis=0), axis=-1) >= moved).any(-1)
 
 
-def median_distances(keypoints: object, bodies: object, own: object) -> np.ndarray:
+def median_distances(distances: object, own: object) -> np.ndarray:
     """How far each keypoint is from a body of its own, in the median over frames.
 
-    :param keypoints: (T, K, 3) metres.
-    :param bodies: (T, B, 3) metres.
+    :param distances: (T, K, B) metres.
     :param own: (K,) the index of each keypoint's body, as :func:`own_bodies` gives it.
     :return: (K,) metres.
     """
-    keypoints, bodies, _ = _sightings(keypoints, bodies, None)
-    return np.median(np.linalg.norm(keypoints - bodies[:, np.asarray(own, int)], axis=-1), axis=0)
+    distances, own = np.asarray(distances, np.float64), np.asarray(own, int)
+    return np.median(distances[:, np.arange(len(own)), own], axis=0)
 
 
-def same_body_share(
-    keypoints: object,
-    bodies: object,
-    confident: object = None,
-    moved: float = 0.05,
-    apart: float = 0.05,
-) -> float:
+def same_body_share(distances: object, moves: object, confident: object = None, slack: float = 0.02) -> float:
     """The share of keypoint sightings that are on the keypoint's own body, the one that it is nearest to most often.
 
     Only keypoints count whose own body moves (a keypoint on a still body stays there by doing nothing), and only frames
-    in which they are confident and no other body is near the own one (bodies that touch cannot be told apart).
+    in which they are confident. Where bodies touch, as the links of an arm do, the nearest one says little: a sighting
+    is on the own body as long as no other one is nearer by more than the slack.
 
-    :param keypoints: (T, K, 3) fused keypoints of one episode, metres.
-    :param bodies: (T, B, 3) positions of bodies, metres.
+    :param distances: (T, K, B) of fused keypoints to the bodies' surfaces, metres.
+    :param moves: (B,) bool, which bodies move.
     :param confident: (T, K) or (K,) bool; None counts all.
-    :param moved: metres between the extremes of a body's path, from which on it has moved.
-    :param apart: metres from the own body, within which another body makes a frame ambiguous.
+    :param slack: metres.
     :return: in [0, 1]; NaN where nothing counts.
     """
-    keypoints, bodies, valid = _sightings(keypoints, bodies, confident)
-    nearest, own, total = _nearest(keypoints, bodies), own_bodies(keypoints, bodies, valid), bodies.shape[1]
-    moves = moving_bodies(bodies, moved)
-    gaps = np.linalg.norm(bodies[:, :, None] - bodies[:, None], axis=-1) + np.diag(np.full(total, np.inf))
-    clear = gaps.min(-1, initial=np.inf) >= apart  # (T, B)
-    counted = valid & moves[own] & clear[:, own]
-    return float((nearest == own)[counted].mean()) if counted.any() else math.nan
+    distances, valid = _sightings(distances, confident)
+    own = own_bodies(distances, valid)
+    counted = valid & np.asarray(moves, bool)[own]
+    stays = distances[:, np.arange(len(own)), own] <= distances.min(-1) + slack
+    return float(stays[counted].mean()) if counted.any() else math.nan
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -241,17 +232,10 @@ def interquartile_mean(values: object) -> float:
     return float(values[cut : len(values) - cut].mean()) if len(values) else math.nan
 
 
-def _sightings(keypoints: object, bodies: object, confident: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keypoints (T, K, 3) and bodies (T, B, 3) as numbers, and which sightings (T, K) count."""
-    keypoints, bodies = np.asarray(keypoints, np.float64), np.asarray(bodies, np.float64)
-    valid = np.broadcast_to(True if confident is None else np.asarray(confident, bool), keypoints.shape[:2])
-    return keypoints, bodies, valid
-
-
-def _nearest(keypoints: np.ndarray, bodies: np.ndarray) -> np.ndarray:
-    """(T, K) index of the body that each keypoint (T, K, 3) is nearest to; one body at a time, to save memory."""
-    squared = [((keypoints - bodies[:, None, body]) ** 2).sum(-1) for body in range(bodies.shape[1])]
-    return np.argmin(squared, axis=0)
+def _sightings(distances: object, confident: object) -> tuple[np.ndarray, np.ndarray]:
+    """Distances (T, K, B) as numbers, and which sightings (T, K) count."""
+    distances = np.asarray(distances, np.float64)
+    return distances, np.broadcast_to(True if confident is None else np.asarray(confident, bool), distances.shape[:2])
 
 
 def _episodes(values: object, dims: int, what: str) -> np.ndarray:

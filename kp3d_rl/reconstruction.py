@@ -53,6 +53,9 @@ class KeypointDecoder(nn.Module):
             raise ValueError(f"background of shape {tuple(background.shape)} does not fit {shape} (V, 3, H, W)")
         self.register_buffer("background", pixels.contiguous())
         self.register_buffer("pixel_weights", torch.ones(shape[0], *shape[2:]))
+        inside = encoder.workspace.silhouette(encoder.rig) if self.has_background else torch.ones(1, dtype=torch.bool)
+        # Follows from cameras and box, so that it is no part of the state.
+        self.register_buffer("relevance", torch.where(inside, 1.0, config.outside), persistent=False)
 
     def weigh_pixels(self, images: Tensor) -> None:
         """Let rare sights count more, if the configuration says so and there is a background to tell them from.
@@ -62,16 +65,21 @@ class KeypointDecoder(nn.Module):
         if self.config.weigh_pixels and self.has_background:
             self.pixel_weights.copy_(pixel_weights(images))
 
+    @property
+    def has_looked(self) -> bool:
+        """Whether any pixel has a weight of its own."""
+        return bool((self.pixel_weights != 1.0).any())
+
     def foreground(self, images: Tensor) -> Tensor:
         """Where a view differs from the background.
 
         :param images: (B, V, 3, H, W) uint8.
-        :return: (B, V, H, W) bool.
+        :return: (B, V, H, W) between 0 and 1: what it counts for.
         """
         background = (self.background * 255.0).round().to(torch.uint8)
         # In bytes, which is several times faster than in floats; a difference of bytes would wrap around.
         difference = torch.maximum(images, background) - torch.minimum(images, background)
-        return difference.amax(2) > 255.0 * FOREGROUND
+        return (difference.amax(2) > 255.0 * FOREGROUND) * self.relevance
 
     def forward(
         self,
@@ -114,7 +122,7 @@ class KeypointDecoder(nn.Module):
         :param views: (n,) indices of the views.
         :return: scalar.
         """
-        background, weights = self.background[views], self.pixel_weights[views]
+        background, weights = self.background[views], (self.pixel_weights * self.relevance)[views]
         return layered_error(self.layers(maps, views), background, images, weights, FOREGROUND)
 
     def layers(self, maps: Tensor, views: Tensor) -> Tensor:
@@ -196,7 +204,7 @@ def auxiliary_terms(
         terms["separation"] = separation_loss(noisy.uv / size)
     terms["variance"] = variance_loss(keypoints.spread, encoder.height, encoder.width)
     if decoder.has_background:
-        cells = pool_to_cells(decoder.foreground(planes).float(), encoder.rows, encoder.columns, keypoints.offset)
+        cells = pool_to_cells(decoder.foreground(planes), encoder.rows, encoder.columns, keypoints.offset)
         terms["coverage"] = coverage_loss(keypoints.heat, cells)
     return terms
 
@@ -212,3 +220,17 @@ def views_to_decode(count: int, views: int, device: torch.device) -> Tensor:
     if count == 0 or count >= views:
         return torch.arange(views, device=device)
     return torch.randperm(views)[:count].sort().values.to(device)
+
+
+def reconstruction_quality(drawn: Tensor, images: Tensor, prefix: str) -> dict[str, float]:
+    """How far drawn views are from the true ones, beside how far the mean image is.
+
+    :param drawn: (N, V, 3, H, W) in [0, 1].
+    :param images: (N, V, H, W, 3) uint8.
+    :param prefix: before each name.
+    :return: mean squared ``reconstruction`` and ``mean_image``, and ``reconstruction_ratio`` of the two.
+    """
+    target = images.permute(0, 1, 4, 2, 3).float() / 255.0
+    error, mean = (float(torch.mean((guess - target) ** 2)) for guess in (drawn, target.mean(0)))
+    ratio = error / max(mean, 1e-12)
+    return {f"{prefix}/reconstruction": error, f"{prefix}/mean_image": mean, f"{prefix}/reconstruction_ratio": ratio}

@@ -29,7 +29,7 @@ class Renderer(Protocol):
         """(N, V, height, width, 3) uint8: the same for N synced models that are equal but for their state."""
 
     def segment(self, visual: VisualModel, height: int, width: int) -> np.ndarray:
-        """(V, height, width) int32: the geom id that each pixel shows, -1 for none."""
+        """(V, height, width) int32: the geom id that each pixel shows, -2 for a flex, -1 for nothing."""
 
     def close(self) -> None:
         """Free what was allocated; calling it again, or rendering again afterwards, is allowed."""

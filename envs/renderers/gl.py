@@ -120,11 +120,13 @@ class _SharedScene:
         return np.ascontiguousarray(strip[::-1].reshape(height, views, width, 3).transpose(1, 0, 2, 3))
 
     def geom_of_segment(self) -> np.ndarray:
-        """(n,) geom id of each colour id of the last segmentation; colour 0 is no geom."""
+        """(n,) geom id of each colour id of the last segmentation; colour 0 is no geom, and -2 a flex."""
         geoms = np.full(self.scene.ngeom + 1, -1, np.int32)
         for geom in self.scene.geoms[: self.scene.ngeom]:
             if geom.segid >= 0 and geom.objtype == mujoco.mjtObj.mjOBJ_GEOM:
                 geoms[geom.segid + 1] = geom.objid
+            elif geom.segid >= 0 and geom.objtype == mujoco.mjtObj.mjOBJ_FLEX:
+                geoms[geom.segid + 1] = -2
         return geoms
 
     def free(self) -> None:

@@ -62,7 +62,8 @@ class WarpRenderer:
         """See :meth:`envs.renderers.Renderer.segment`."""
         (scene,) = self.trace([visual], height, width)
         hits = scene.hits()[0]
-        return np.where(hits[..., 1] == mujoco.mjtObj.mjOBJ_GEOM, hits[..., 0], -1).astype(np.int32)
+        others = np.where(hits[..., 1] == mujoco.mjtObj.mjOBJ_FLEX, -2, -1)
+        return np.where(hits[..., 1] == mujoco.mjtObj.mjOBJ_GEOM, hits[..., 0], others).astype(np.int32)
 
     def trace(self, visuals: Sequence[VisualModel], height: int, width: int) -> list[_SharedScene]:
         """Trace all views of several worlds; the images stay on the device until they are asked for.

@@ -88,7 +88,7 @@ def trainer(config: Keypoint3DConfig, pixels: int, device: str, frames: int = 12
         if truncated:
             env.reset()
     env.close()
-    made.weigh_pixels(frames)
+    made.look(frames)
     return made
 
 

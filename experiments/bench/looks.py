@@ -12,6 +12,7 @@ import numpy as np
 
 from envs import registry
 from envs.renderers import Renderer, make_renderer
+from envs.tasks.arm import ArmEnv
 from envs.visual_model import VisualModel
 from experiments.bench.scenes import BenchScene, hammer
 
@@ -28,7 +29,7 @@ def looks(docs: Path, pixels: int = 128) -> list[Row]:
     :param docs: folder for ``bench-looks.png``.
     :param pixels: height and width of a view.
     """
-    own = [env_id for env_id in registry.env_ids() if not env_id.startswith("metaworld-")]
+    own = [env_id for env_id in registry.env_ids() if issubclass(registry.task_class(env_id), ArmEnv)]
     scenes, rows, shown = [*(task(env_id, pixels) for env_id in own), hammer(pixels)], [], []
     for scene in scenes:
         with contextlib.ExitStack() as stack:

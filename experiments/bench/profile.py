@@ -25,7 +25,7 @@ class ProfileConfig(TrainConfig):
 def main(argv: Sequence[str]) -> None:
     """Train for some rollouts and print the share of each stage."""
     config = parse(ProfileConfig, argv)
-    if config.algorithm != "ppo" or config.encoder.kind != "keypoint3d":
+    if config.algorithm != "ppo" or not config.encoder.finds_keypoints:
         raise UserError("only PPO on keypoints can be profiled: leave out --algorithm and --encoder.kind")
     use_threads(config.threads)
     speed, shares = timed_training(config, make_training_env(config), config.rollouts)

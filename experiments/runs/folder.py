@@ -50,7 +50,7 @@ _FILES = (
 
 
 _KINDS = {
-    TrainConfig: "training run, so it has no policy: train one from it with `make train ARGS=\"--pretrained <it>\"`",
+    TrainConfig: 'training run, so it has no policy: train one from it with `make train ARGS="--pretrained <it>"`',
     PretrainConfig: "pretraining run",
     RunConfig: "run",
 }
@@ -155,7 +155,7 @@ class Run:
         """Cameras and workspace of the run; None for a run on the simulator's state."""
         path = self.path / "rig.json"
         if not path.is_file():
-            if self.config.encoder.kind == "state":
+            if not self.config.encoder.sees:
                 return None
             raise UserError(f"{self.path} has no rig.json: the cameras it was trained with are unknown")
         try:

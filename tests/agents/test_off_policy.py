@@ -24,7 +24,7 @@ from agents.callbacks import AuxiliaryCallback, AuxiliaryConfig, ClippingCallbac
 from agents.clipping import ClipConfig
 from agents.contrib import KeypointTQCPolicy, PixelTQCPolicy
 from agents.finite import NonFiniteError
-from agents.offpolicy import KeypointSACPolicy, OffPolicyKeypoints, PixelSACPolicy
+from agents.offpolicy import KeypointSACPolicy, OffPolicyAuxiliary, PixelSACPolicy
 from agents.policies import KeypointPolicy, require_action_space
 from agents.replay import FrameReplayBuffer
 from agents.scene import Scene
@@ -403,7 +403,7 @@ def test_an_algorithm_that_does_not_fit_the_actions_is_refused(algorithm: str, s
 
 def test_a_policy_without_keypoints_fails_loudly_at_training_start() -> None:
     model = make_model(make_env=pixel_env, policy=PixelSACPolicy)
-    with pytest.raises(UserError, match="KeypointExtractor.*PixelSACPolicy"):
+    with pytest.raises(UserError, match="whose encoder has a loss of its own.*got PixelSACPolicy"):
         model.learn(16, callback=AuxiliaryCallback(QUIET))
 
 
@@ -447,7 +447,7 @@ def test_unsupervised_steps_are_shifted_and_ppos_minibatches_are_not() -> None:
     model, offsets = make_ppo(dataclasses.replace(SMALL, random_shift=3)), []
     encoder = model.policy.features_extractor.encoder
     encoder.register_forward_pre_hook(
-        lambda module, inputs: offsets.append(len(inputs) == 3) if torch.is_grad_enabled() else None
+        lambda module, inputs: offsets.append(inputs[2] is not None) if torch.is_grad_enabled() else None
     )
     model.learn(32, callback=AuxiliaryCallback(AuxiliaryConfig(warmup_frames=16, warmup_steps=3, steps_per_rollout=0)))
     assert offsets == [True] * 3 + [False] * 4
@@ -629,7 +629,7 @@ def test_moving_cameras_train_on_the_poses_of_their_own_frame() -> None:
     model.policy.features_extractor.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     model.learn(40, callback=AuxiliaryCallback(AuxiliaryConfig(warmup_frames=8, warmup_steps=2, batch_size=4)))
     assert len(seen) > 10
-    for images, poses in seen:
+    for images, poses, *_ in seen:
         for frame, pose in zip(images.numpy(), poses.numpy(), strict=True):
             assert int(pose[0, 0, 3] * 1000) % 256 == frame[0, 0, 0, 0]  # see MovingDotEnv
 
@@ -666,7 +666,7 @@ def test_sac_learns_keypoints_on_the_dot_world() -> None:
     assert after["foreground"] < 0.5 * before["foreground"] and after["place"] < 0.9 < before["place"], (before, after)
 
 
-class TQCKeypointPolicy(OffPolicyKeypoints, TQCMultiInputPolicy):
+class TQCKeypointPolicy(OffPolicyAuxiliary, TQCMultiInputPolicy):
     """All that a user writes."""
 
 

@@ -19,7 +19,7 @@ from envs.decimation import cache_folder, decimate_meshes, read_mesh
 from envs.registry import make
 from envs.simplify import Mesh
 from envs.visual_model import VisualModel
-from tests.tasks import ALL, OWN, TESTED
+from tests.tasks import ALL, ARM, OWN, TESTED
 
 ROOT = Path(__file__).parents[2]
 CAMERAS = [CameraSpec(f"c{n}", p, look_at=(0, 0, 0)) for n, p in enumerate([(1.2, 0.4, 0.8), (-0.6, 1.1, 0.1)])]
@@ -422,9 +422,10 @@ def test_registered_tasks_look_the_same_in_both_qualities(env_id, gl):
         for env in (light, full):
             env.reset(seed=seed)
         difference, ious = compare(full._synced(), light._synced(), gl)
-        shaded = env_id not in OWN  # a large shadow lies on Meta-World's table, and its robot is of many small meshes
+        # A large shadow lies on Meta-World's table, and its robot is of many small meshes; the ant's floor is a mirror.
+        shaded = env_id not in ARM
         assert ious.min() >= (0.75 if shaded else 0.9) and ious.mean() > 0.93 and len(ious) >= 12
-        assert difference <= (15 if shaded else 4), "shadows and multisampling are all that differ"
+        assert difference <= (20 if shaded else 4), "shadows and multisampling are all that differ"
 
 
 @pytest.mark.parametrize("env_id", TESTED if ALL else [*OWN, "metaworld-hammer"])

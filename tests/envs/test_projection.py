@@ -87,7 +87,8 @@ def test_every_pixel_shows_what_its_ray_hits(env):
         eye, turn = rig.world_from_camera[view, :3, 3] + origin, rig.world_from_camera[view, :3, :3]
         for row, column in pixels:
             direction = turn @ np.linalg.inv(rig.intrinsics[view]) @ [column + 0.5, row + 0.5, 1.0]
-            agree.append(seen_by_ray(model, data, eye, eye + direction) == segments[view, row, column])
+            if segments[view, row, column] != -2:  # rays know no cloth
+                agree.append(seen_by_ray(model, data, eye, eye + direction) == segments[view, row, column])
         assert np.mean(agree) >= 0.97
 
 

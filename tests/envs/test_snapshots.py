@@ -29,7 +29,7 @@ from envs.tasks.arm import ASSETS, ArmEnv
 from envs.tasks.reach import ReachEnv
 from envs.workers import Workers
 from tests.counting import CountingEnv, differences, spoilt, through_files
-from tests.tasks import OWN, TESTED
+from tests.tasks import ARM, TESTED
 
 CAMERAS = ASSETS / "cameras"
 SMALL: dict[str, Any] = dict(height=16, width=16, observe=("images", "proprio", "state"))
@@ -50,15 +50,15 @@ def make_limited_reach() -> MultiViewObservation:
     return MultiViewObservation(gym.wrappers.TimeLimit(ReachEnv(), 9), ReachEnv.cameras, **SMALL)
 
 
-OURS: dict[str, Callable] = {env_id: functools.partial(make, env_id, **SMALL) for env_id in OWN}
-OURS |= {f"{env_id} redrawn": functools.partial(make, env_id, redraw=1, **SMALL) for env_id in OWN}
+OURS: dict[str, Callable] = {env_id: functools.partial(make, env_id, **SMALL) for env_id in ARM}
+OURS |= {f"{env_id} redrawn": functools.partial(make, env_id, redraw=1, **SMALL) for env_id in ARM}
 FOREIGN: dict[str, Callable] = {
     "Ant-v5": make_ant,
     "Reacher-v5": functools.partial(make, "Reacher-v5", cameras=CAMERAS / "reacher.yaml", **SMALL),
     "InvertedPendulum-v5": make_pendulum,
     "limited": make_limited_reach,
 }
-FOREIGN |= {env_id: functools.partial(make, env_id, **SMALL) for env_id in TESTED if env_id not in OWN}
+FOREIGN |= {env_id: functools.partial(make, env_id, **SMALL) for env_id in TESTED if env_id not in ARM}
 KINDS = OURS | FOREIGN
 
 

@@ -119,6 +119,9 @@ def test_names_and_order() -> None:
         "blacked out",
         "keypoints permuted across states",
         *cameras,
+        *(f"camera camera{n} moved" for n in range(3)),
+        *(f"camera camera{n} moved, untold" for n in range(3)),
+        *(f"camera camera{n} moved, outliers left out" for n in range(3)),
         "shuffled scene colours",
     ]
     assert list(dot_conditions(False)[0]) == ["as trained"]
@@ -176,6 +179,42 @@ def test_leaving_a_camera_out_reaches_what_the_policy_does(policy_class: type) -
     assert not np.array_equal(without, act(observation))
 
 
+@pytest.mark.parametrize("policy_class", [KeypointPolicy, KeypointSACPolicy])
+def test_a_policy_that_is_told_where_a_camera_stands_acts_as_one_that_was_made_for_that_place(policy_class) -> None:
+    envs = [make("reach-multiview", height=32, width=32) for _ in range(2)]
+    config = Keypoint3DConfig(keypoints=2, width=4, decoder_width=8, precision="float32")
+    spaces = envs[0].observation_space, envs[0].action_space, lambda _: 1e-3
+    torch.manual_seed(0)
+    policy = policy_class(*spaces, scene=Scene.of(envs[0]), encoder=config)
+    policy.set_training_mode(False)
+    seen = []
+
+    def act(observation):  # noqa: ANN001, ANN202
+        seen.append(observation)
+        return policy.predict(observation, deterministic=True)[0]
+
+    found = conditions(envs[0], True)
+    with found["camera right moved"](policy, envs) as (played, transform):
+        evaluate(act, played, [11, 12, 13], transform)
+        alone = seen[-1]  # of seed 13, in the first environment
+        there = Scene.of(played[0])
+    np.testing.assert_allclose(alone["camera_poses"][0], there.cameras.world_from_camera, atol=1e-6)
+    assert not np.allclose(there.cameras.world_from_camera[1], policy._scene.cameras.world_from_camera[1], atol=0.05)
+    torch.manual_seed(0)
+    made_there = policy_class(*spaces, scene=there, encoder=config)
+    made_there.set_training_mode(False)
+    views = {key: value for key, value in alone.items() if key != "camera_poses"}
+    told, untold = act(alone), act(views)
+    np.testing.assert_allclose(told, made_there.predict(views, deterministic=True)[0], atol=1e-6)
+    assert not np.allclose(told, untold, atol=1e-6)
+    with found["camera right moved, untold"](policy, envs) as (played, transform):
+        assert transform is None and "camera_poses" not in played[0].reset(seed=11)[0]
+    rested = envs[1].reset(seed=11)[0]["images"]
+    np.testing.assert_array_equal(rested, envs[0].reset(seed=11)[0]["images"])
+    for env in envs:
+        env.close()
+
+
 def test_shuffled_colours_are_restored_even_after_a_failure() -> None:
     env = make("reach-multiview", height=16, width=16)
     own = env.unwrapped.model.mat_rgba.copy()
@@ -202,7 +241,9 @@ def test_every_condition_is_measured_on_the_same_seeds(
     arguments = ["--run", str(tiny_run), "--episodes", "3", "--envs", "2", "--ablate"]
     run_in(workplace, script.main, arguments)
     results = json.loads((tiny_run / "eval.json").read_text())["results"]
-    cameras = [f"without camera {name}" for name in ("left", "right", "front")]
+    names = ("left", "right", "front")
+    cameras = [f"without camera {name}" for name in names]
+    cameras += [f"camera {name} moved{told}" for told in ("", ", untold", ", outliers left out") for name in names]
     expected = ["as trained", "blacked out", "keypoints permuted across states", *cameras, "shuffled scene colours"]
     assert list(results) == expected
     shown = capsys.readouterr().out.splitlines()
@@ -219,3 +260,23 @@ def test_every_condition_is_measured_on_the_same_seeds(
         assert name == "as trained" or returns != [episode["episode_return"] for episode in episodes["as trained"]]
     run_in(workplace, script.main, arguments)
     assert json.loads((tiny_run / "eval.json").read_text())["results"] == results  # deterministic, all of it
+
+
+def test_outliers_are_left_out_of_keypoint_policies_inside_the_condition_alone() -> None:
+    scene = dot_scene()
+    encoder = Keypoint3D(Keypoint3DConfig(keypoints=2, width=4), scene.rig, scene.workspace)
+    policy = SimpleNamespace(features_extractor=SimpleNamespace(encoder=encoder))
+    env = make("reach-multiview", height=32, width=32)
+    condition = conditions(env, True)["camera left moved, outliers left out"]
+    images = torch.as_tensor(env.reset(seed=0)[0]["images"])[None]
+    plain = encoder(images).points
+    with condition(policy, [env]):
+        assert encoder.tolerance > 0 and not torch.equal(encoder(images).points, plain), (
+            "an untrained one contradicts itself"
+        )
+    assert encoder.tolerance == 0 and torch.equal(encoder(images).points, plain)
+    with condition(SimpleNamespace(), [env]):
+        pass  # a baseline has nothing to leave out
+    with pytest.raises(ValueError, match="tolerance must be positive"), encoder.rejecting(0.0):
+        pass
+    env.close()

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,14 +15,14 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import replay
-from agents.extractors import RADExtractor
 from agents.scene import Scene
 from envs.errors import UserError
 from experiments import evaluate, train, video
-from experiments.algorithms import build_model, describe_replay
+from experiments.algorithms import EXTRACTORS, ONLY_FOR, build_model, describe_replay
 from experiments.config import AuxiliaryConfig, EncoderConfig, PretrainConfig, SACConfig, TrainConfig
 from experiments.pretrained import load_pretrained
 from experiments.runs import Run
+from kp3d_rl.options import option_kinds
 from tests.dotworld import DotEnv, dot_scene
 from tests.experiments.conftest import TINY, run_in
 
@@ -60,29 +61,47 @@ def test_every_option_of_sac_arrives(algorithm: str, option: str, value: float, 
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac", "tqc"])
-@pytest.mark.parametrize("kind", ["keypoint3d", "pixels", "state"])
-def test_every_algorithm_has_a_policy_on_every_kind_of_encoder(algorithm: str, kind: str) -> None:
-    config = dataclasses.replace(
-        SMALL, algorithm=algorithm, image_size=36, encoder=dataclasses.replace(SMALL.encoder, kind=kind, random_shift=2)
-    )
-    observed = (
-        {"state": spaces.Box(-1, 1, (3,))}
-        if kind == "state"
-        else {"images": spaces.Box(0, 255, (3, 36, 36, 3), "uint8")}
-    )
+@pytest.mark.parametrize("kind", get_args(option_kinds(EncoderConfig)["kind"]))
+def test_every_kind_of_encoder_has_a_policy_of_every_algorithm_that_trains_it(algorithm: str, kind: str) -> None:
+    encoder = dataclasses.replace(SMALL.encoder, kind=kind, random_shift=2)
+    config = dataclasses.replace(SMALL, algorithm=algorithm, image_size=44, encoder=encoder)
     scene = dot_scene()
-    if kind == "keypoint3d":
+    observed = {"images": spaces.Box(0, 255, (3, 44, 44, 3), "uint8")}
+    if kind == "state":
+        observed = {"state": spaces.Box(-1, 1, (3,))}
+    elif encoder.has_loss:
         observed = dict(DotEnv(scene).observation_space.spaces)
     env = DummyVecEnv([lambda: Fixed(spaces.Dict(observed))])
-    assert build_model(config, env, scene).policy.action_space.shape == (2,)
+    able = ONLY_FOR.get(kind, ("ppo", "sac", "tqc"))
+    if algorithm not in able:
+        with pytest.raises(UserError, match=f"encoder '{kind}' is trained by {' or '.join(able)}, not by {algorithm}"):
+            build_model(config, env, scene)
+        return
+    policy = build_model(config, env, scene).policy
+    assert policy.action_space.shape == (2,)
+    if kind != "state":
+        assert type(policy.features_extractor) is EXTRACTORS[kind]
 
 
-def test_random_crops_are_trained_by_ppo() -> None:
-    config = TrainConfig(image_size=44, encoder=EncoderConfig(kind="rad"), device="cpu")
-    env = DummyVecEnv([lambda: Fixed(spaces.Dict({"images": spaces.Box(0, 255, (3, 44, 44, 3), "uint8")}))])
-    assert isinstance(build_model(config, env, dot_scene()).policy.features_extractor, RADExtractor)
-    with pytest.raises(UserError, match="encoder 'rad' is trained by ppo, not by sac"):
-        build_model(dataclasses.replace(config, algorithm="sac"), env, dot_scene())
+def test_two_dimensions_are_a_kind_of_encoder() -> None:
+    """Whichever way they are asked for, and the policy then reads each view's own (u, v)."""
+    flat = EncoderConfig(kind="keypoint2d")
+    assert flat == EncoderConfig(dimensions="2d") and (flat.kind, flat.dimensions) == ("keypoint2d", "2d")
+    config = dataclasses.replace(SMALL, encoder=dataclasses.replace(SMALL.encoder, kind="keypoint2d"))
+    scene = dot_scene()
+    env = DummyVecEnv([lambda: Fixed(DotEnv(scene).observation_space)])
+    extractor = build_model(config, env, scene).policy.features_extractor
+    assert extractor.encoder.config.dimensions == "2d" and extractor.features_dim == 3 * 3 * 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("keypoint3d", (0.1, 4.0)), ("autoencoder", (1.0, 4.0)), ("curl", (1.0, 1.0))]
+)
+def test_what_is_not_given_of_the_auxiliary_loss_goes_by_the_kind_of_encoder(kind: str, expected: tuple) -> None:
+    auxiliary = TrainConfig(algorithm="sac", encoder=EncoderConfig(kind=kind)).auxiliary
+    assert (auxiliary.policy_gradient, auxiliary.learning_rate) == expected
+    given = AuxiliaryConfig(policy_gradient=0.5, learning_rate=2.0)
+    assert TrainConfig(algorithm="sac", encoder=EncoderConfig(kind=kind), auxiliary=given).auxiliary == given
 
 
 class Fixed(DotEnv):

@@ -32,7 +32,7 @@ from experiments.bench.timing import one_core, race
 from experiments.building import cores
 from experiments.config import EncoderConfig, PPOConfig, RenderConfig, TrainConfig
 from tests.counting import CountingEnv
-from tests.tasks import OWN
+from tests.tasks import ARM
 
 
 def in_its_own_process(*arguments: str) -> Any:
@@ -330,16 +330,14 @@ def test_looks_are_compared_geom_by_geom() -> None:
 def test_every_task_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_gl: None) -> None:
     monkeypatch.setattr(looks, "hammer", lambda pixels: looks.task("reach-multiview", pixels))
     rows = looks.looks(tmp_path, 96)
-    assert {row["scene"] for row in rows} == {f"{name}, 96 px" for name in OWN}
+    assert {row["scene"] for row in rows} == {f"{name}, 96 px" for name in ARM}
     assert "simplified against whole meshes" in {row["what"] for row in rows}
     assert all(0.85 < row["least_iou"] <= row["iou"] and row["geoms"] > 10 for row in rows)
     assert 0.3 < max(row["difference"] for row in rows) < 4, "lights and shadows differ"
     assert (tmp_path / "bench-looks.png").stat().st_size > 10_000
 
 
-def test_a_gpu_is_called_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_make_sets_it: None
-) -> None:
+def test_a_gpu_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_make_sets_it: None) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card of {device}")
     monkeypatch.setattr(bench, "choose_device", lambda name: "cuda:1")
     row = {"what": "x", "megabytes": 1.0}

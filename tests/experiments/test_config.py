@@ -139,14 +139,15 @@ def test_every_number_has_bounds_and_every_option_refuses_another_type(kind: typ
     ("old", "new", "message"),
     [
         ("  keypoints:", "  keypoint:", "key 'encoder.keypoint': unknown key: did you mean 'encoder.keypoints'?"),
-        ("  steps: 128", "  steps: many", " line 61, key 'ppo.steps': must be a whole number, got 'many'"),
+        ("  steps: 128", "  steps: many", " line 62, key 'ppo.steps': must be a whole number, got 'many'"),
         ("  steps: 128", "  steps: true", "key 'ppo.steps': must be a whole number, got True"),
         ("  steps: 128", "  steps: 128.0", "key 'ppo.steps': must be a whole number, got 128.0"),
         ("  steps: 128", "  steps: 1000000000", "key 'ppo.steps': must be above 0 and at most 100,000, got 1000000000"),
         ("  steps: 128", "  steps: " + "9" * 5000, "key 'ppo.steps': write numbers in plain decimal digits"),
-        ("  steps: 128\n", "", " line 59, key 'ppo.steps': is missing (default: 128)"),
+        ("  steps: 128\n", "", " line 60, key 'ppo.steps': is missing (default: 128)"),
         ("run: null\n", "", " line 1, key 'run': is missing (default: null)"),
-        ("kind: keypoint3d", "kind: pixel", "must be 'keypoint3d', 'pixels', 'rad' or 'state', got 'pixel'"),
+        ("kind: keypoint3d", "kind: pixel", "must be 'keypoint3d', 'keypoint2d', 'autoencoder', 'pixels', "
+         "'rad', 'drqv2', 'curl' or 'state', got 'pixel'"),
         ("seed: 0", "seed: -1", " line 3, key 'seed': must lie between 0 and 9999, got -1"),
         ("learning_rate: 0.0003", "learning_rate: .nan", "key 'ppo.learning_rate': write numbers as 12.5 or 1.0e-3"),
         ("learning_rate: 0.0003", "learning_rate: 3e-4", "key 'ppo.learning_rate': must be a number: write '3e-4'"),
@@ -156,11 +157,11 @@ def test_every_number_has_bounds_and_every_option_refuses_another_type(kind: typ
         ("encoder:\n", "encoder: 3\nencoder2:\n", "unknown key: did you mean 'encoder'?"),
         ("clip:\n    policy: 2.0", "clip: 3\n  x:\n    policy: 2.0", "key 'auxiliary.x': unknown key"),
         ("batch_size: 64\n  epochs", "batch_size: 5000\n  epochs", "key 'ppo.batch_size': must be at most envs x"),
-        ("warmup_frames: 4000", "warmup_frames: 0", " line 47, key 'auxiliary.warmup_steps': need warmup_frames"),
+        ("warmup_frames: 4000", "warmup_frames: 0", " line 48, key 'auxiliary.warmup_steps': need warmup_frames"),
         ("image_size: 64", "image_size: 16\n  # ", None),
         ("layers: fast", "layers: paper", None),
         ("pretrained: null", "pretrained: x", None),
-        ("total_steps: 40000", "total_steps: null", " line 42, key 'total_steps': must be given, got None"),
+        ("total_steps: 40000", "total_steps: null", " line 43, key 'total_steps': must be given, got None"),
         ("wandb: offline", "wandb: off", "key 'log.wandb': must be 'offline', 'online' or 'off', got False"),
         ("env: reach", 'env: "reach\\e[2J', "key 'env': must be printable text on one line, got 'reach\\x1b[2J-"),
         ("run: null", "run: " + "x" * 5000, "key 'run': must be text of at most 4,096 printable characters"),
@@ -187,9 +188,9 @@ def test_options_that_do_not_go_together_name_their_line(tmp_path: Path) -> None
     small = replaced(text, ("image_size: 64", "image_size: 32"), ("layers: fast", "layers: paper"))
     assert " line 7, key 'image_size': is too small: image of 32 x 32 pixels leaves fewer" in refusal(path, small)
     pixels = replaced(text, ("kind: keypoint3d", "kind: pixels"), ("pretrained: null", "pretrained: x"))
-    assert " line 43, key 'pretrained': keypoints do not fit an encoder of kind 'pixels'" in refusal(path, pixels)
+    assert " line 44, key 'pretrained': keypoints do not fit an encoder of kind 'pixels'" in refusal(path, pixels)
     state = replaced(to_yaml(PretrainConfig()), ("kind: keypoint3d", "kind: state"))
-    assert " line 40, key 'encoder.kind': is 'state': only keypoints can be pretrained" in refusal(path, state)
+    assert " line 41, key 'encoder.kind': is 'state': only keypoints can be pretrained" in refusal(path, state)
     mapping = replaced(text, ("render:\n  backend: auto\n  quality: light\n  workers: 0\n", "render: 3\n"))
     assert " line 8, key 'render': must be a mapping with the keys backend, quality" in refusal(path, mapping)
     for other in ("[1, 2]", "reach", "3", "null"):

@@ -65,9 +65,9 @@ def test_instants_are_spread_over_each_episode(reach) -> None:
     for name in ("images", "bodies"):
         np.testing.assert_array_equal(getattr(unseen, name), getattr(every, name))
     some = collect(reach, [7, 8], lambda seed, number: act, 6, 3, names, lambda *done: told.append(done))
-    assert every.images.shape == (1, 7, 3, 16, 16, 3) and some.bodies.shape == (2, 3, 2, 3)
+    assert every.images.shape == (1, 7, 3, 16, 16, 3) and some.bodies.shape == (2, 3, 2, 4, 4)
     assert (shown(some.images[0]) == shown(every.images[0, [0, 3, 6]])).all() and told == [(1, 2), (2, 2)]
-    np.testing.assert_allclose(some.positions(["end_effector"])[0, :, 0], every.bodies[0, [0, 3, 6], 1])
+    np.testing.assert_allclose(some.positions(["end_effector"])[0, :, 0], every.bodies[0, [0, 3, 6], 1, :3, 3])
     longer = collect(reach, [7], lambda seed, number: act, 80, 2, names)  # the episode ends after 50 steps
     reach.reset(seed=7)
     for _ in range(50):

@@ -45,14 +45,16 @@ KEYPOINTS = {
     "as it is": {},
     "attended": {"depth": "attended", "confidence": False, "depth_trust": 1.0},
     "per view": {"depth": "map", "view_weights": "per_view", "layers": "paper", "standardise": False},
-    "flat": {"dimensions": "2d"},
+    "flat": {"kind": "keypoint2d"},
 }
 CASES = {
     **{name: ("ppo", {"kind": "keypoint3d"} | options, None) for name, options in KEYPOINTS.items()},
+    "autoencoder ppo": ("ppo", {"kind": "autoencoder"}, None),
     **{f"moving {kind}": ("ppo", {"kind": kind}, "wrist.yaml") for kind in ("keypoint3d", "pixels")},
     **{f"{kind} {algorithm}": (algorithm, {"kind": kind}, None)
-       for kind in ("keypoint3d", "pixels", "state") for algorithm in ("ppo", "sac", "tqc")
-       if (kind, algorithm) not in [("keypoint3d", "ppo"), ("pixels", "ppo")]},
+       for kind in ("keypoint3d", "pixels", "state", "drqv2", "curl") for algorithm in ("ppo", "sac", "tqc")
+       if (kind, algorithm) not in [("keypoint3d", "ppo"), ("pixels", "ppo")]
+       and (kind not in ("drqv2", "curl") or algorithm == "sac")},
 }  # fmt: skip
 
 
@@ -121,7 +123,7 @@ def test_the_graph_acts_as_the_policy(case: str, seen) -> None:
         found = ran(model, some)
         assert found["actions"].dtype == own.dtype
         np.testing.assert_allclose(found["actions"], own, atol=1e-5, rtol=0)
-        if config.encoder.kind == "keypoint3d":
+        if config.encoder.finds_keypoints:
             agree_with_the_encoder(found, policy, some)
         else:
             assert list(found) == ["actions"]

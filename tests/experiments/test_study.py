@@ -16,7 +16,9 @@ from experiments import pages, pretrain, report, study, train
 from experiments.cli import parse
 from experiments.config import PretrainConfig, TrainConfig
 from experiments.evaluation import Episode, Evaluation
-from experiments.study import Condition, Job, Study, StudyConfig
+from experiments.presets import expanded
+from experiments.studies import Condition, Study
+from experiments.study import Job, StudyConfig
 from tests.experiments.conftest import TINY, run_in
 
 TINY_STUDY = Study(
@@ -30,7 +32,8 @@ def test_every_condition_is_a_valid_command_line(name: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     for job in study.chosen(StudyConfig(name)):
         program, *arguments = job.steps()[0]
-        config = parse({"train": TrainConfig, "pretrain": PretrainConfig}[program], arguments)
+        kind = {"train": TrainConfig, "pretrain": PretrainConfig}[program]
+        config = parse(kind, expanded(arguments, kind))
         assert config.seed == job.seed and config.run == job.run
         assert config.threads == config.render.workers == job.condition.cores == (name != "speed")
         assert f"make {program} ENV={config.env} RUN={config.run} SEED={config.seed}" in job.command
@@ -189,6 +192,22 @@ def test_the_success_table_pools_episodes_and_compares_over_seeds() -> None:
     low, high = (int(x) for x in blind.split("(")[-1].rstrip(") |").split(" to "))
     assert (low, high) == (79, 101)  # 90 +- t(4, 0.975) * 5 * sqrt(2 / 3)
     assert report.success_table(RECORDS[:1] + RECORDS[3:4])[-1].endswith("| 90 |")  # single seeds have no interval
+
+
+def test_the_area_is_the_mean_over_all_steps_from_the_first_on() -> None:
+    assert report.area([[50, 0.0], [100, 1.0]]) == pytest.approx(0.25)
+    assert report.area([[100, 1.0]]) == pytest.approx(0.5)  # from nothing at the start
+    assert report.area([[1, 1.0], [30, 1.0], [1000, 1.0], [1000, 0.0]]) == pytest.approx(0.9995)
+    fine = [[step, (step / 500) ** 2] for step in range(1, 501)]
+    assert report.area(fine) == pytest.approx(1 / 3, abs=1e-3)
+
+
+def test_the_area_table_compares_the_first_condition_with_all_others() -> None:
+    _, _, default, blind, nothing = report.area_table([*RECORDS, record("nothing", 0, 0)])
+    assert default == "| default | 3 | 48 | 48 | 45, 48, 50 |  |  |"
+    assert blind.startswith("| blind | 3 | 2 | 2 | 0, 5, 2 | 19.00 | 45 (39 to 51) |"), blind
+    assert nothing == "| nothing | 1 | 0 | 0 | 0 | – | 48 |"
+    assert report.area_table([{"condition": "pretraining", "evaluated_success_at_end": []}]) == []
 
 
 def test_the_ablation_table_is_of_the_first_condition() -> None:

@@ -25,7 +25,7 @@ TINY = """--env reach-multiview --total-steps 32 --threads 1
     --encoder.keypoints 4 --image-size 40 --log.wandb off
     --log.evaluate-every 0 --log.evaluation-episodes 1 --log.picture-every 0""".split()
 KINDS = {
-    "flat": ["--encoder.dimensions", "2d"],
+    "flat": ["--encoder.kind", "keypoint2d"],
     "moving": ["--cameras", "wrist.yaml"],
     "pixels": ["--encoder.kind", "pixels"],
     "sac": "--algorithm sac --sac.envs 1 --sac.batch-size 4 --sac.hidden 16 --sac.learning-starts 30".split(),

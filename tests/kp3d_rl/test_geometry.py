@@ -12,7 +12,7 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from kp3d_rl.cameras import Rig, intrinsics_from_fovy, look_at
-from kp3d_rl.geometry import align, fuse, nearest_rotation, rotation_angle, triangulate
+from kp3d_rl.geometry import agreeing_views, align, fuse, nearest_rotation, rotation_angle, triangulate
 
 
 def ring(seed=0, views=4, distance=1.5, origin=(0.0, 0.0, 0.0)):
@@ -269,3 +269,34 @@ def test_rotation_angle_is_exact_and_smooth_at_the_ends(degrees):
     assert abs(angle.item() - math.radians(degrees)) < 1e-12
     angle.backward()
     assert second.grad.isfinite().all()
+
+
+# --- views that contradict all others --------------------------------------------------------------------------------
+def three_rays(off: float, views: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cameras around two points, of which the first camera is off by metres for the second point alone."""
+    truth = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.05, -0.1]], dtype=torch.float64)
+    eyes = torch.tensor([[1.0, 0, 0.3], [0, 1.0, 0.4], [-0.8, -0.8, 0.5], [0.2, -1.0, 0.6]], dtype=torch.float64)[
+        :views
+    ]
+    seen = truth.expand(views, 2, 3).clone()
+    seen[0, 1] += off * torch.tensor([0.0, 0.6, 0.8], dtype=torch.float64)
+    rays = torch.nn.functional.normalize(seen - eyes[:, None], dim=-1)
+    return truth, eyes[:, None] + 0.9 * rays, torch.rand(views, 2, dtype=torch.float64) + 0.5, rays
+
+
+@pytest.mark.parametrize("views", [3, 4])
+def test_the_view_that_errs_is_left_out_and_only_there(views: int) -> None:
+    truth, points, weights, rays = three_rays(0.2, views)
+    kept = agreeing_views(points, weights, rays, 0.04)
+    assert kept[:, 0].tolist() == [1] * views and kept[:, 1].tolist() == [0] + [1] * (views - 1)
+    fused = fuse(points, weights * kept, rays, 0.001)
+    assert (fused - truth).norm(dim=-1).max() < 2e-3 < 0.02 < (fuse(points, weights, rays, 0.001) - truth)[1].norm()
+
+
+def test_nobody_is_left_out_where_all_nearly_agree_or_nobody_can_say() -> None:
+    for off, views, tolerance in ((0.0, 3, 0.04), (0.02, 3, 0.04), (0.2, 2, 0.04), (0.2, 3, 0.5)):
+        _, points, weights, rays = three_rays(off, views)
+        assert agreeing_views(points, weights, rays, tolerance).min() == 1, (off, views)
+    _, points, weights, rays = three_rays(0.2)
+    weights[2] = 0.0  # a camera that is lost
+    assert agreeing_views(points, weights, rays, 0.04).min() == 1

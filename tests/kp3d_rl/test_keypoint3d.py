@@ -15,7 +15,7 @@ from kp3d_rl.losses import LossWeights, reconstruction_loss, weighted_sum
 from kp3d_rl.metrics import constant_probe, ridge_probe
 from kp3d_rl.networks import PAPER_LAYERS, AttendedDepth, ViewDecoder, ViewEncoder, grids, output_size
 from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms
-from tests.dotworld import dot_frames, dot_scene
+from tests.dotworld import dot_frames, dot_scene, draw_dot
 
 SMALL = Keypoint3DConfig(keypoints=4, width=4, decoder_width=8)
 
@@ -281,6 +281,34 @@ def test_only_what_is_not_background_weighs_more() -> None:
     assert torch.equal(blind.pixel_weights, torch.ones(3, 32, 32))  # nothing to tell the dot from
 
 
+def test_what_is_seen_beside_the_workspace_counts_for_as_much_as_is_said() -> None:
+    """A box that only some of the views' pixels show: a dot beside it costs nothing, and covers nothing."""
+    scene = dot_scene()
+    small = Workspace.from_arrays([0, 0, 0], [0.08] * 3)
+    images = torch.as_tensor(np.stack([draw_dot(scene, np.array(dot)) for dot in ((0.2, 0.2, 0.2), (0.0, 0, 0))]))
+    images = torch.cat([images, torch.full_like(images[:1], 90)])  # of a dot beside the box, one in it, and none
+    foreground, errors = {}, {}
+    for outside in (1.0, 0.5, 0.0):
+        encoder = Keypoint3D(dataclasses.replace(SMALL, outside=outside), scene.rig, small)
+        decoder = KeypointDecoder(encoder, scene.background_tensor())
+        planes = images.permute(0, 1, 4, 2, 3)
+        foreground[outside] = decoder.foreground(planes).sum((1, 2, 3))
+        views, cells = torch.arange(3), (encoder.rows.cells, encoder.columns.cells)
+        with torch.no_grad():
+            for network in decoder.views:  # which draws the background alone
+                network.upsample[-1].weight[:, 3] = 0.0
+                network.upsample[-1].bias[3] = -40.0
+            maps = torch.zeros(1, 3, SMALL.keypoints, *cells)
+            errors[outside] = torch.stack([decoder.error(maps, plane[None], views) for plane in planes])
+    whole, half, none = (foreground[outside] for outside in (1.0, 0.5, 0.0))
+    assert whole[0] > 20 and none[0] == 0 and float(half[0]) == pytest.approx(0.5 * float(whole[0]))
+    assert none[1] > 0.8 * whole[1] and (whole[2], none[2]) == (0, 0)
+    assert float(errors[0.0][0]) < 1e-12 and float(errors[0.5][0]) == pytest.approx(
+        0.5 * float(errors[1.0][0]), rel=1e-4
+    )
+    assert errors[0.0][1] > 0.8 * errors[1.0][1] > 0
+
+
 def test_background_of_another_size_is_refused() -> None:
     encoder, _ = build()
     with pytest.raises(ValueError, match="background"):
@@ -399,6 +427,7 @@ def test_decoded_views_draws_that_many_views_anew() -> None:
         {"heat_scale": 0},
         {"gaussian_width": 0},
         {"own_view": 1.5},
+        {"outside": 1.5},
         {"depth_trust": 0.0},
         {"multiview_rise": -1},
         {"keypoints": 2000},

@@ -141,59 +141,73 @@ def bodies_and_keypoints():
     return bodies, bodies + 0.02
 
 
+def between(keypoints, bodies):
+    """(T, K, B)."""
+    return np.linalg.norm(np.asarray(keypoints)[:, :, None] - np.asarray(bodies)[:, None], axis=-1)
+
+
 def test_same_body_share_counts_keypoints_of_moving_bodies():
     bodies, keypoints = bodies_and_keypoints()
-    assert same_body_share(keypoints, bodies) == 1
+    moves = moving_bodies(bodies[:, :, None])
+    assert moves.tolist() == [True, False, True] and same_body_share(between(keypoints, bodies), moves) == 1
     keypoints[5:10, 0] = bodies[5:10, 2]  # 5 of the 21 frames on another body
     keypoints[:9, 1] = bodies[:9, 0]  # keypoint 1 belongs to the body that stands: not counted
-    assert same_body_share(torch.tensor(keypoints), torch.tensor(bodies)) == pytest.approx(37 / 42)
+    distances = between(keypoints, bodies)
+    assert same_body_share(torch.tensor(distances), moves) == pytest.approx(37 / 42)
     confident = np.ones((21, 3), bool)
     confident[5:8, 0] = False
-    assert same_body_share(keypoints, bodies, confident) == pytest.approx(37 / 39)
-    assert same_body_share(keypoints, bodies, [True, False, False]) == pytest.approx(16 / 21)
-    assert math.isnan(same_body_share(keypoints, bodies, [False, True, False]))
-    assert math.isnan(same_body_share(keypoints, bodies, moved=2))
+    assert same_body_share(distances, moves, confident) == pytest.approx(37 / 39)
+    assert same_body_share(distances, moves, [True, False, False]) == pytest.approx(16 / 21)
+    assert math.isnan(same_body_share(distances, moves, [False, True, False]))
+    assert math.isnan(same_body_share(distances, [False] * 3))
 
 
-def test_same_body_share_leaves_out_frames_in_which_bodies_touch():
-    bodies, keypoints = bodies_and_keypoints()
-    bodies[18:, 2] = bodies[18:, 0] + 0.02  # body 2 jumps onto body 0 and takes its keypoint's place
-    keypoints[:, 2] = bodies[:, 2]
-    assert same_body_share(keypoints, bodies) == 1
-    assert same_body_share(keypoints, bodies, apart=0.0) < 1
+def test_bodies_that_touch_share_what_lies_between_them():
+    """Of two links, a keypoint near their joint is on either, and one that wanders along to the other link is not."""
+    distances = np.full((10, 1, 2), 0.0)
+    distances[:6, 0] = [0.00, 0.01]
+    distances[6:9, 0] = [0.015, 0.00]  # the other is nearer, by less than the slack
+    distances[9, 0] = [0.05, 0.00]
+    assert same_body_share(distances, [True, True]) == pytest.approx(0.9)
+    assert same_body_share(distances, [True, True], slack=0.0) == pytest.approx(0.6)
+    assert same_body_share(distances, [True, True], slack=0.06) == 1
 
 
 def test_own_bodies_distances_and_moves_agree_with_loops():
     rng = np.random.default_rng(3)
-    bodies = rng.normal(size=(40, 5, 3))
-    bodies[:, 3] = bodies[0, 3] + 0.01 * rng.normal(size=(40, 3))  # hardly moves
-    keypoints = bodies[:, rng.integers(5, size=7)] + 0.5 * rng.normal(size=(40, 7, 3))
-    confident = rng.random((40, 7)) < 0.7
-    own, median = own_bodies(keypoints, bodies, confident), median_distances(keypoints, bodies, [1] * 7)
+    bodies = rng.normal(size=(40, 5, 2, 3))
+    bodies[:, 3] = bodies[0, 3] + 0.01 * rng.normal(size=(40, 2, 3))  # hardly moves
+    bodies[:, 4, 0] = bodies[0, 4, 0]  # turns about one of its points
+    keypoints = bodies[:, rng.integers(5, size=7), 0] + 0.5 * rng.normal(size=(40, 7, 3))
+    confident, distances = rng.random((40, 7)) < 0.7, between(keypoints, bodies[:, :, 0])
+    own, median = own_bodies(distances, confident), median_distances(distances, [1] * 7)
     for k in range(7):
         votes = [0] * 5
         for t in range(40):
             if confident[t, k]:
-                votes[min(range(5), key=lambda b: math.dist(keypoints[t, k], bodies[t, b]))] += 1
+                votes[min(range(5), key=lambda b: distances[t, k, b])] += 1
         assert own[k] == votes.index(max(votes))
-        assert median[k] == pytest.approx(np.median([math.dist(keypoints[t, k], bodies[t, 1]) for t in range(40)]))
+        assert median[k] == pytest.approx(np.median([distances[t, k, 1] for t in range(40)]))
     for moved in (0.05, 0.5):
         for b in range(5):
-            low, high = ([f(bodies[t, b, axis] for t in range(40)) for axis in range(3)] for f in (min, max))
-            assert moving_bodies(bodies, moved)[b] == (math.dist(low, high) >= moved)
+            reach = 0.0
+            for p in range(2):
+                low, high = ([f(bodies[t, b, p, axis] for t in range(40)) for axis in range(3)] for f in (min, max))
+                reach = max(reach, math.dist(low, high))
+            assert moving_bodies(bodies, moved)[b] == (reach >= moved)
 
 
 def test_keypoints_glued_to_bodies_are_at_no_distance_and_on_their_own_body():
     bodies, _ = bodies_and_keypoints()
     keypoints = torch.tensor(bodies[:, [2, 0, 1, 0]])
-    own = own_bodies(keypoints, torch.tensor(bodies))
-    assert own.tolist() == [2, 0, 1, 0] and median_distances(keypoints, bodies, own).max() == 0
-    assert moving_bodies(bodies).tolist() == [True, False, True] and moving_bodies(bodies, moved=2).sum() == 0
+    own = own_bodies(between(keypoints, bodies))
+    assert own.tolist() == [2, 0, 1, 0] and median_distances(between(keypoints, bodies), own).max() == 0
     keypoints[:8, 0] = torch.tensor(bodies[:8, 1])  # 8 of 21 frames elsewhere: the median does not care
-    assert own_bodies(keypoints, bodies)[0] == 2 and median_distances(keypoints, bodies, own)[0] == 0
+    distances = between(keypoints, bodies)
+    assert own_bodies(distances)[0] == 2 and median_distances(distances, own)[0] == 0
     only_those = np.zeros((21, 4), bool)
     only_those[:8] = True
-    assert own_bodies(keypoints, bodies, only_those)[0] == 1
+    assert own_bodies(distances, only_those)[0] == 1
 
 
 @pytest.mark.parametrize("k, n", [(0, 10), (10, 10), (3, 7), (19, 20), (50, 100), (0, 1), (1, 1)])

@@ -1,0 +1,102 @@
+"""Which conditions are compared with each other, and where: what ``python -m experiments.study`` runs by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NO_AUXILIARY = (
+    "--auxiliary.no-joint --auxiliary.warmup-frames 0 --auxiliary.warmup-steps 0 --auxiliary.steps-per-rollout 0 "
+    "--auxiliary.policy-gradient 1"
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to train.
+
+    :param name: in tables and run folders.
+    :param arguments: of the training, beside environment, run and seed.
+    :param seeds: how many, from 0 on.
+    :param program: "train" or "pretrain".
+    :param ablate: evaluate also on changed observations.
+    :param probe: judge the keypoints.
+    :param cores: that a run computes and renders on; 0 is all of them, for runs one at a time (``--jobs 1``).
+    """
+
+    name: str
+    arguments: str = ""
+    seeds: int = 5
+    program: str = "train"
+    ablate: bool = False
+    probe: bool = False
+    cores: int = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    :param env: where.
+    :param conditions: the first one is what the others are compared with.
+    """
+
+    env: str
+    conditions: tuple[Condition, ...]
+
+
+SHORT = "--steps 1000"
+AUTOENCODER_SEEDS = 3
+"""So many seeds of a study's first condition are compared with an autoencoder."""
+
+_CONTROL = "--total-steps 20000 --log.evaluate-every 1000 --log.evaluation-episodes 20"
+"""An evaluation after every 5 % of the steps."""
+_FAST = f"--preset fast {_CONTROL}"
+CONTROL = (
+    Condition("Keypoint3D", _FAST, ablate=True),
+    Condition("no auxiliary loss", f"{_FAST} {NO_AUXILIARY}"),
+    Condition("RAD", f"{_FAST} --encoder.kind rad"),
+    Condition("DrQ-v2 style", f"{_CONTROL} --algorithm sac --encoder.kind drqv2"),
+    Condition("state", f"{_FAST} --encoder.kind state", seeds=1),
+)
+"""Keypoints against what others would do, at equal steps."""
+
+STUDIES = {
+    "learning": Study(
+        "reach-multiview",
+        (
+            Condition("default", ablate=True, probe=True),
+            Condition("no auxiliary loss", NO_AUXILIARY, probe=True),
+            Condition("no policy gradient", "--auxiliary.policy-gradient 0", probe=True),
+            Condition("pixels", "--encoder.kind pixels"),
+            Condition("SAC", "--algorithm sac", seeds=3, probe=True),
+            Condition("state", "--encoder.kind state", seeds=3),
+        ),
+    ),
+    "representation": Study(
+        "reach-multiview",
+        (
+            Condition("default", SHORT, 3, "pretrain", probe=True),
+            Condition("no coverage", f"{SHORT} --encoder.loss.coverage 0", 3, "pretrain", probe=True),
+            Condition("no variance", f"{SHORT} --encoder.loss.variance 0", 3, "pretrain", probe=True),
+            Condition("no multi-view", f"{SHORT} --encoder.loss.multiview 0", 3, "pretrain", probe=True),
+            Condition("no separation", f"{SHORT} --encoder.loss.separation 0", 3, "pretrain", probe=True),
+            Condition("not standardised", f"{SHORT} --encoder.no-standardise", 3, "pretrain", probe=True),
+            Condition("all pixels alike", f"{SHORT} --encoder.no-weigh-pixels", 3, "pretrain", probe=True),
+            Condition("no view on its own", f"{SHORT} --encoder.own-view 0", 3, "pretrain", probe=True),
+            Condition("depth from own view", f"{SHORT} --encoder.depth attended", 3, "pretrain", probe=True),
+            Condition("depth from a map", f"{SHORT} --encoder.depth map", 3, "pretrain", probe=True),
+            Condition("fused as a plain mean", f"{SHORT} --encoder.depth-trust 1", 3, "pretrain", probe=True),
+            Condition("multi-view at once", f"{SHORT} --encoder.multiview-rise 0", 3, "pretrain", probe=True),
+            Condition("8 keypoints", f"{SHORT} --encoder.keypoints 8", 3, "pretrain", probe=True),
+        ),
+    ),
+    "control-reach": Study("reach-multiview", CONTROL),
+    "speed": Study("reach-multiview", (Condition("default on all cores", seeds=3, cores=0),)),
+    "redrawn": Study(
+        "reach-multiview",
+        (
+            Condition("the task's own scene", "", 3, "pretrain", probe=True),
+            *(Condition(f"redraw {n}", f"--redraw {n}", 1, "pretrain", probe=True) for n in (1, 2, 3)),
+        ),
+    ),
+}
