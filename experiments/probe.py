@@ -259,7 +259,7 @@ def table(config: ProbeConfig, findings: Findings) -> list[str]:
     heading = ["probe error, cm", *findings.errors, *(f"{name} / keypoints" for name in compared)]
     rows = []
     for number, body in enumerate(findings.bodies):
-        errors = [f"{values[number]:.1f}" for values in findings.errors.values()]
+        errors = [said(values[number]) for values in findings.errors.values()]
         rows.append([body, *errors, *(said(findings.times_better(name)[number]) for name in compared)])
     heard = f"{config.episodes} {config.policy} episodes, {config.frames} instants of each, {judging} episodes held out"
     if findings.sitting is None:
@@ -324,7 +324,7 @@ def write(run: Run, config: ProbeConfig, argv: Sequence[str], step: int, finding
     record = {"command": command, "env": run.config.env, "run": run.path.name, "checkpoint": step} | origin()
     record |= {name: getattr(config, name) for name in ("seed", "episodes", "steps", "frames", "policy")}
     record["probe_error_cm"] = {
-        body: {name: float(values[number]) for name, values in findings.errors.items()}
+        body: {name: number_or_none(values[number]) for name, values in findings.errors.items()}
         for number, body in enumerate(findings.bodies)
     }
     better = {name: findings.times_better(name) for name in findings.errors if name != "keypoints"}

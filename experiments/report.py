@@ -26,6 +26,8 @@ SERIES = {
 
 COMPARED = ("constant", "random encoder", "autoencoder")
 """What the probe of the keypoints is compared with, in this order."""
+BARS = {"constant": 2.0, "first body": 2.0, "random encoder": 3.0, "autoencoder": 1.0}
+"""The same for objects of several tasks, and how many times as large their errors have to be."""
 
 PROBED = (
     "probe_error_cm", "times_better_than", "view_disagreement_cm", "view_disagreement_unweighted_cm",
@@ -33,28 +35,43 @@ PROBED = (
 )  # fmt: skip
 """What is kept of a probe."""
 
+STANDING = 0.1
+"""Centimetres: a body that a constant predicts better than this does not move."""
 POINTS = 50
 """Points that a kept curve has at most."""
 
 
-def write_report(docs: Path, name: str, runs: Sequence[tuple[Any, int, str, Path]]) -> None:
+def write_report(docs: Path, name: str, runs: Sequence[tuple[str, int, str, Path | None]]) -> None:
     """Gather the runs of a study, write ``<name>.json`` and its pictures.
 
     :param docs: folder to write to.
     :param name: of the study.
-    :param runs: condition, seed, command and folder of each; conditions in the order in which they are to stand.
+    :param runs: condition, seed, command and folder of each, in the order in which they are to stand; None for the
+        folder of one that was run elsewhere: what is recorded of it stays.
     """
+    before = {record["command"]: record for record in recorded(docs, name)}
     records = [
-        gather(condition.name, seed, command, Run.open(str(path), kind=RunConfig))
+        before[command] if path is None else gather(condition, seed, command, Run.open(str(path), kind=RunConfig))
         for condition, seed, command, path in runs
     ]
     docs.mkdir(exist_ok=True)
     path = docs / f"{name}.json"
     path.write_text(json.dumps({"study": name, "runs": records}, indent=1) + "\n")
     draw_curves(records, docs / f"{name}.png")
-    copy_pictures(runs[0][3], docs, name)
+    if runs[0][3] is not None:
+        copy_pictures(runs[0][3], docs, name)
     print("\n".join([*success_table(records), "", *area_table(records), "", *probe_table(records)]))
     print(f"written to {path}")
+
+
+def recorded(docs: Path, name: str) -> list[dict[str, Any]]:
+    """What is known of the runs of a study already, here or elsewhere.
+
+    :param docs: folder of ``<name>.json``, if there is one.
+    :param name: of the study.
+    """
+    path = docs / f"{name}.json"
+    return json.loads(path.read_text())["runs"] if path.is_file() else []
 
 
 def copy_pictures(run: Path, docs: Path, name: str) -> None:
@@ -232,6 +249,48 @@ def probe_table(records: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def bodies_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown, for conditions of different tasks: a row for each body that moves, means over seeds, in cm.
+
+    In bold is what does not reach :data:`BARS`: what is less than so many times the keypoints' error.
+    """
+    lines = [
+        "| pretraining | seeds | body | keypoints | constant | true first body | random encoder | autoencoder |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, group in conditions(records).items():
+        errors = [record["probe"]["probe_error_cm"] for record in group]
+        for body in errors[0]:
+            mine = np.mean([error[body]["keypoints"] for error in errors])
+            cells = []
+            for other, times in BARS.items():
+                values = [error[body][other] for error in errors if error[body].get(other) is not None]
+                cells.append("–" if not values else _marked(f"{np.mean(values):.1f}", np.mean(values) < times * mine))
+            if np.mean([error[body]["constant"] for error in errors]) >= STANDING:
+                own = spread_text([error[body]["keypoints"] for error in errors])
+                lines.append(f"| {name} | {len(group)} | {body} | {own} | {' | '.join(cells)} |")
+    return lines
+
+
+def places_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown, for conditions of different tasks: how far views are apart, and what stays on its body."""
+    lines = [
+        "| pretraining | minutes | keypoints that count | views apart, cm (not weighted) | on the same body, % |",
+        "|---|---|---|---|---|",
+    ]
+    for name, group in conditions(records).items():
+        probes = [record["probe"] for record in group]
+        apart, counted, _ = sitting_texts(probes, next(iter(probes[0]["on_body"])))
+        share = spread_text([100 * probe["same_body_share"] for probe in probes], 0)
+        minutes = np.mean([record["minutes"] for record in group])
+        lines.append(f"| {name} | {minutes:.0f} | {counted} | {apart} | {share} |")
+    return lines
+
+
+def _marked(text: str, mark: bool) -> str:
+    return f"**{text}**" if mark else text
+
+
 def sitting_texts(probes: Sequence[dict[str, Any]], body: str) -> list[str]:
     """How far the views are apart, how many keypoints count, and how many sit on a body; dashes in two dimensions."""
     if any("counted" not in probe for probe in probes):
@@ -329,6 +388,8 @@ TABLES = {
     "area": area_table,
     "ablations": ablation_table,
     "probe": probe_table,
+    "bodies": bodies_table,
+    "places": places_table,
     "gradients": gradient_table,
 }
 """Kinds of tables that a page may ask for."""

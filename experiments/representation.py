@@ -28,6 +28,9 @@ from kp3d_rl.metrics import (
 )
 
 CENTIMETRES = 100.0
+FIRST_BODY = "first body"
+"""The probe from the true position of the first body, which is the hand where there is one: a hand that goes to a thing
+tells much about it, without anyone having seen the thing."""
 CHUNK = 128
 """Frames that are encoded at a time."""
 
@@ -176,7 +179,8 @@ def probe_errors(
     :param split: which episodes fit and which judge; the autoencoder is trained on the former's frames.
     :param baselines: what to compare with.
     :param on_step: told how many of how many steps of the autoencoder are done.
-    :return: (B,) mean errors on the held-out episodes, cm, by name; ``keypoints`` first.
+    :return: (B,) mean errors on the held-out episodes, cm, by name; ``keypoints`` first. :data:`FIRST_BODY` has NaN for
+        that body itself, and is left out where it is the only one.
     """
     targets = episodes.positions(bodies)
 
@@ -184,6 +188,8 @@ def probe_errors(
         return CENTIMETRES * ridge_probe(features, targets, split)
 
     errors = {"keypoints": probe(found.features), "constant": CENTIMETRES * constant_probe(targets, split)}
+    if len(bodies) > 1:
+        errors[FIRST_BODY] = np.append(np.nan, probe(targets[:, :, 0])[1:])
     seeds = [1000 * baselines.seed + number for number in range(baselines.random_encoders)]
     if seeds:
         drawn = [probe(find(make_extractor(env, encoder, seed), episodes).features) for seed in seeds]

@@ -21,6 +21,7 @@ class Condition:
     :param ablate: evaluate also on changed observations.
     :param probe: judge the keypoints.
     :param cores: that a run computes and renders on; 0 is all of them, for runs one at a time (``--jobs 1``).
+    :param env: where, if not where the study is.
     """
 
     name: str
@@ -30,13 +31,14 @@ class Condition:
     ablate: bool = False
     probe: bool = False
     cores: int = 1
+    env: str | None = None
 
 
 @dataclass(frozen=True)
 class Study:
     """What is compared.
 
-    :param env: where.
+    :param env: where, of all conditions that do not say otherwise.
     :param conditions: the first one is what the others are compared with.
     """
 

@@ -2,7 +2,8 @@
 
 Trains, evaluates and probes every run of a study that is not there yet, several at a time, each on one thread; then
 writes ``docs/<name>.json`` with every number, command, commit and machine, and ``docs/<name>.png`` with the curves.
-A study that was stopped goes on with the run at which it was.
+A study that was stopped goes on with the run at which it was. What that JSON says of runs that are not in this folder,
+of the same command, stays; with ``--extend`` these are not run again, so that seeds can come from several machines.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from envs.errors import UserError, unknown
 from experiments.cli import parse, run_main
 from experiments.pages import fill_pages
-from experiments.report import write_report
+from experiments.report import recorded, write_report
 from experiments.runs import ROOT, folder_name
 from experiments.studies import AUTOENCODER_SEEDS, STUDIES, Condition
 
@@ -33,6 +34,7 @@ class StudyConfig:
     :param seeds: at most so many seeds of each; 0 is as many as the study says.
     :param jobs: runs at a time.
     :param report: run nothing, report what is there.
+    :param extend: run only what the docs have no numbers of.
     :param docs: folder to write to.
     """
 
@@ -41,6 +43,7 @@ class StudyConfig:
     seeds: int = 0
     jobs: int = 2
     report: bool = False
+    extend: bool = False
     docs: Path = Path("docs")
 
     def __post_init__(self) -> None:
@@ -89,8 +92,9 @@ class Job:
         if self.condition.program == "train" and not (self.folder / "eval.json").is_file():
             found.append(["evaluate", *path, *(["--ablate"] if self.condition.ablate else [])])
         if self.condition.probe and not (self.folder / "probe.json").is_file():
-            # The autoencoder is the same for all conditions, and takes longer than the rest of the probe.
-            leads = self.condition == STUDIES[self.study].conditions[0] and self.seed < AUTOENCODER_SEEDS
+            # The autoencoder is the same for all conditions of an environment, and takes longer than the probe's rest.
+            first = self.condition.env or self.condition == STUDIES[self.study].conditions[0]
+            leads = first and self.seed < AUTOENCODER_SEEDS
             found.append(["probe", *path, *([] if leads else ["--autoencoder-steps", "0"])])
         return found
 
@@ -98,14 +102,24 @@ class Job:
 def main(argv: Sequence[str]) -> None:
     """Run what is missing, then report."""
     config = parse(StudyConfig, argv)
-    jobs = chosen(config)
+    jobs, known = chosen(config), {record["command"] for record in recorded(config.docs, config.name)}
     if not config.report:
-        run_all(jobs, config.jobs)
-    finished = [job for job in chosen(StudyConfig(config.name)) if not job.steps()]
+        run_all([job for job in jobs if not (config.extend and job.command in known)], config.jobs)
+    finished = [
+        (job.condition.name, job.seed, job.command, None if job.steps() else job.folder)
+        for job in in_order(chosen(StudyConfig(config.name)))
+        if job.command in known or not job.steps()
+    ]
     if not finished:
         raise UserError(f"no run of study '{config.name}' is finished yet in {ROOT}")
-    write_report(config.docs, config.name, [(job.condition, job.seed, job.command, job.folder) for job in finished])
+    write_report(config.docs, config.name, finished)
     fill_pages(config.docs)
+
+
+def in_order(jobs: Sequence[Job]) -> list[Job]:
+    """Condition by condition, as their study lists them, and in each by seed."""
+    names = [condition.name for condition in STUDIES[jobs[0].study].conditions]
+    return sorted(jobs, key=lambda job: (names.index(job.condition.name), job.seed))
 
 
 def run_all(jobs: Sequence[Job], at_a_time: int) -> None:
@@ -133,7 +147,7 @@ def chosen(config: StudyConfig) -> list[Job]:
         if name not in conditions:
             raise unknown(f"condition of study '{config.name}'", name, conditions)
     jobs = [
-        Job(study.env, config.name, conditions[name], seed)
+        Job(conditions[name].env or study.env, config.name, conditions[name], seed)
         for name in names
         for seed in range(min(conditions[name].seeds, config.seeds or conditions[name].seeds))
     ]

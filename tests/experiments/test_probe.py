@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -144,6 +145,20 @@ def test_baselines_are_fresh_weights_and_a_trained_autoencoder(tiny_pretrained: 
     env.close()
 
 
+def test_the_first_bodys_true_place_tells_of_what_goes_with_it(tiny_pretrained: Path) -> None:
+    run, encoder = Run.open(str(tiny_pretrained), kind=RunConfig), kp3d_rl.load(tiny_pretrained)
+    names = ["end_effector", "hand", "target"]
+    with contextlib.closing(make_env(run.config)) as env:
+        bodies = visible_bodies(env, names)
+        episodes = collect(env, range(12), lambda seed, number: behaviour("random", env, seed, number), 6, 4, bodies)
+        effector, hand, target = (bodies.index(name) for name in names)
+        episodes.bodies[:, :, hand] = episodes.bodies[:, :, effector]
+        found, nothing = find(make_extractor(env, encoder), episodes), Baselines(0, 0)
+        errors = probe_errors(found, encoder, env, episodes, names, split_episodes(12), nothing)
+    itself, glued, apart = errors["first body"]
+    assert math.isnan(itself) and glued < 0.05 and apart > 1
+
+
 def test_seeds_stay_clear_of_all_others() -> None:
     assert ProbeConfig().seeds[0] > PERIODIC_SEED + 1_000_000 > 10_000 * SEEDS_PER_RUN
     assert not set(ProbeConfig(seed=1).seeds) & set(ProbeConfig(seed=0, episodes=10_000).seeds)
@@ -159,8 +174,9 @@ def test_a_training_run(workplace: Path, trained: Path, capsys: pytest.CaptureFi
     record = probed(workplace, trained)
     assert set(record["probe_error_cm"]) == {"end_effector", "target"} and record["checkpoint"] == 160
     for errors in record["probe_error_cm"].values():
-        assert list(errors) == ["keypoints", "constant", "random encoder", "autoencoder"]
-        assert all(value > 0 for value in errors.values())
+        assert list(errors) == ["keypoints", "constant", "first body", "random encoder", "autoencoder"]
+        assert all(value > 0 for value in errors.values() if value is not None)
+    assert [errors["first body"] is None for errors in record["probe_error_cm"].values()] == [True, False]
     better = record["times_better_than"]["target"]["constant"]
     errors = record["probe_error_cm"]["target"]
     assert better == pytest.approx(errors["constant"] / errors["keypoints"])
@@ -190,7 +206,7 @@ def test_options_change_what_they_say(workplace: Path, trained: Path) -> None:
     counted = sum(each["counted"] and each["body"] in on["on_body"] for each in on["each"])
     assert sum(map(len, on["on_body"].values())) == counted > 0 and on["radius_cm"] == 500
     lean = probed(workplace, trained, "--random-encoders", "0", "--autoencoder-steps", "0")
-    assert list(lean["probe_error_cm"]["target"]) == ["keypoints", "constant"]
+    assert list(lean["probe_error_cm"]["target"]) == ["keypoints", "constant", "first body"]
 
 
 def test_a_pretraining_run_by_name(workplace: Path, tiny_pretrained: Path, capsys: pytest.CaptureFixture) -> None:

@@ -99,6 +99,48 @@ def test_a_run_that_was_stopped_half_way_is_moved_aside_and_made_anew(
     assert (aside / "metrics.csv").read_text() == "half"
 
 
+def test_runs_from_elsewhere_stay_in_the_record_and_are_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(study.STUDIES, "tiny", TINY_STUDY)
+    jobs = study.in_order(study.chosen(StudyConfig("tiny", seeds=2)))
+    old, outdated = record("default", 1, 70), record("no eyes", 0, 50)
+    runs = [old | {"command": jobs[1].command}, outdated | {"command": "make train with other options"}]
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "tiny.json").write_text(json.dumps({"study": "tiny", "runs": runs}))
+    ran: list[str] = []
+    monkeypatch.setattr(study, "run_all", lambda jobs, _: ran.extend(job.run for job in jobs))
+    study.main(["--name", "tiny", "--seeds", "2", "--extend"])
+    assert ran == ["tiny-default-0", "tiny-no-eyes-0", "tiny-no-eyes-1"]
+    assert json.loads((tmp_path / "docs" / "tiny.json").read_text())["runs"] == runs[:1]
+    ran.clear()
+    study.main(["--name", "tiny", "--seeds", "2"])
+    assert "tiny-default-1" in ran and len(ran) == 4
+
+    def made_here(condition, seed, command, run):  # noqa: ANN001, ANN202
+        return record(condition, seed, 100) | {"command": command}
+
+    monkeypatch.setattr(study.Job, "steps", lambda job: [] if job.seed == 0 else [["train"]])
+    monkeypatch.setattr(report, "gather", made_here)
+    monkeypatch.setattr(report.Run, "open", lambda *args, **kwargs: None)
+    study.main(["--name", "tiny", "--report"])
+    found = json.loads((tmp_path / "docs" / "tiny.json").read_text())["runs"]
+    assert [(r["condition"], r["seed"]) for r in found] == [("default", 0), ("default", 1), ("no eyes", 0)]
+    assert report.pooled(found) == (270, 300)
+
+
+def test_conditions_may_be_of_environments_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = (
+        Condition("a", program="pretrain", probe=True),
+        Condition("b", "", 5, "pretrain", probe=True, env="push-multiview"),
+    )
+    monkeypatch.setitem(study.STUDIES, "places", Study("reach-multiview", (here, there)))
+    first, second = study.chosen(StudyConfig("places", seeds=1))
+    assert (first.env, second.env) == ("reach-multiview", "push-multiview")
+    assert "--autoencoder-steps" not in second.steps()[-1], "there is no autoencoder of that environment yet"
+
+
 def test_failed_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(study.STUDIES, "tiny", TINY_STUDY)
@@ -235,6 +277,27 @@ def test_the_probe_table_gives_means_and_extremes() -> None:
     for name in ("counted", "on_body", "view_disagreement_cm"):
         flat["probe"].pop(name)
     assert report.probe_table([flat])[-1].endswith("| – | – | – |")
+
+
+def test_bodies_of_several_tasks_have_a_row_each_and_what_misses_its_bar_is_marked() -> None:
+    def probed(task: str, seed: int, hand: float, thing: float) -> dict:
+        errors = {
+            "hand": {"keypoints": hand, "constant": 9.0, "first body": None, "random encoder": 6.0, "autoencoder": 2.0},
+            "thing": {"keypoints": thing, "constant": 7.0, "first body": 7.0, "random encoder": 8.0},
+            "table": {"keypoints": 0.0, "constant": 0.0, "first body": 0.0, "random encoder": 0.0},
+        }
+        probe = {"probe_error_cm": errors, "counted": 5, "on_body": {"hand": []}, "same_body_share": 0.8}
+        probe |= {"view_disagreement_cm": 2.0, "view_disagreement_unweighted_cm": 3.0}
+        return {"condition": task, "seed": seed, "minutes": 12.0, "probe": probe}
+
+    _, _, hand, thing, other, last = report.bodies_table(
+        [probed("lift", 0, 1.0, 3.0), probed("lift", 1, 2.0, 5.0), probed("push", 0, 3.0, 1.0)]
+    )
+    assert hand == "| lift | 2 | hand | 1.5 (1.0 to 2.0) | 9.0 | – | 6.0 | 2.0 |"
+    assert thing == "| lift | 2 | thing | 4.0 (3.0 to 5.0) | **7.0** | **7.0** | **8.0** | – |"
+    assert other == "| push | 1 | hand | 3.0 | 9.0 | – | **6.0** | **2.0** |" and "**" not in last
+    row = report.places_table([probed("lift", 0, 1.0, 3.0), probed("lift", 1, 2.0, 5.0)])[-1]
+    assert row == "| lift | 12 | 5 (5 to 5) | 2.0 (2.0 to 2.0) (3.0) | 80 (80 to 80) |"
 
 
 def test_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
