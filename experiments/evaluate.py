@@ -22,6 +22,7 @@ from experiments.algorithms import load_policy
 from experiments.building import make_env, use_threads
 from experiments.cli import parse, run_main, write_result
 from experiments.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, table
+from experiments.outliers import check_outliers, rejecting_outliers
 from experiments.provenance import origin
 from experiments.runs import Run
 
@@ -37,6 +38,8 @@ class EvaluateConfig:
     :param envs: how many episodes are played at a time.
     :param checkpoint: step of the checkpoint; by default the newest.
     :param device: "auto" takes a GPU where there is one.
+    :param reject_outliers: centimetres by which the rays of a 3D keypoint may miss each other; where they miss by more
+        and one view contradicts all others, that view has no weight in it, as where a camera was moved; 0: off.
     :param ablate: also evaluate the same policy on blacked-out views, on views of another state, without each of its
         cameras, and with shuffled colours.
     """
@@ -48,11 +51,13 @@ class EvaluateConfig:
     envs: int = 10
     checkpoint: int | None = None
     device: str = "auto"
+    reject_outliers: float = 0.0
     ablate: bool = False
 
     def __post_init__(self) -> None:
         if self.envs < 1:
             raise ValueError("envs must be at least 1")
+        check_outliers(self.reject_outliers)
         evaluation_seeds(self.seed, 1 if self.episodes is None else self.episodes)  # refuses what is out of bounds
 
 
@@ -69,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"{run.path}, checkpoint {checkpoint.step}: {config.episodes} episodes, deterministic")
     results = {}
     for name, condition in conditions(envs[0], config.ablate).items():
-        with condition(policy, envs) as (shown, transform):
+        with rejecting_outliers(policy, config.reject_outliers), condition(policy, envs) as (shown, transform):
             results[name] = measure(config, policy, shown, transform, name)
     print("\nas trained", *("  " + line for line in results["as trained"].lines()), sep="\n")
     if config.ablate:
@@ -125,6 +130,7 @@ def write(run: Run, config: EvaluateConfig, step: int, results: dict[str, Evalua
     :param results: by condition.
     """
     record = {"env": run.config.env, "checkpoint": step, "seed": config.seed, "device": config.device} | origin()
+    record["reject_outliers"] = config.reject_outliers
     record["results"] = {name: result.to_dict() for name, result in results.items()}
     path = run.path / "eval.json"
     write_result(path, json.dumps(record, indent=1).encode())

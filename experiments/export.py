@@ -33,6 +33,7 @@ from experiments.algorithms import load_policy
 from experiments.building import make_env, use_threads
 from experiments.cli import parse, require_place, run_main, write_result
 from experiments.evaluation import EVALUATION_SEED, Observation, stack
+from experiments.outliers import check_outliers, rejecting_outliers
 from experiments.runs import Checkpoint, Run
 
 if TYPE_CHECKING:
@@ -50,12 +51,17 @@ class ExportConfig:
     :param run: run folder, or its name within the environment.
     :param checkpoint: step of the checkpoint; by default the newest.
     :param output: file to write; by default ``policy.onnx`` in the run folder.
+    :param reject_outliers: centimetres, as for ``evaluate``; 0: off.
     """
 
     env: str | None = None
     run: str | None = None
     checkpoint: int | None = None
     output: Path | None = None
+    reject_outliers: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_outliers(self.reject_outliers)
 
 
 @refuse_nonfinite_outputs()
@@ -70,12 +76,13 @@ def main(argv: Sequence[str]) -> None:
     use_threads(run.config.threads)
     with contextlib.closing(make_env(run.config)) as env:
         policy = load_policy(run, env, checkpoint, "cpu")
-        observations = play(env, policy, COMPARED)
-        model = to_onnx(policy, observations, about(run, checkpoint, env))
-    write_result(path, model.SerializeToString())
+        with rejecting_outliers(policy, config.reject_outliers):
+            observations = play(env, policy, COMPARED)
+            model = to_onnx(policy, observations, about(run, checkpoint, env))
+            write_result(path, model.SerializeToString())
+            found = difference(path, policy, observations)
     print(f"{run.path}, checkpoint {checkpoint.step}: {path}, {path.stat().st_size / 1e6:.2f} MB")
     print(*signature(model), sep="\n")
-    found = difference(path, policy, observations)
     if found is None:
         print("not compared with the policy: that needs onnxruntime (pip install -c constraints.txt onnxruntime)")
     else:

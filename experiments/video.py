@@ -35,6 +35,7 @@ from experiments.algorithms import load_policy
 from experiments.building import make_env, use_threads
 from experiments.cli import parse, run_main
 from experiments.evaluation import Observation, evaluation_seeds, stack
+from experiments.outliers import check_outliers, rejecting_outliers
 from experiments.pictures import overlays, reconstructions
 from experiments.runs import Run
 from kp3d_rl.drawing import INK, PAPER, caption, fitting_font, plot3d, resize, tile
@@ -56,6 +57,7 @@ class VideoConfig:
     :param steps: longest episode that is filmed in full; longer ones are cut.
     :param checkpoint: step of the checkpoint; by default the newest.
     :param device: "auto" takes a GPU where there is one.
+    :param reject_outliers: centimetres, as for ``evaluate``; 0: off.
     :param fps: frames, and so steps, per second.
     :param size: pixels per side of every view.
     """
@@ -67,11 +69,13 @@ class VideoConfig:
     steps: int = 400
     checkpoint: int | None = None
     device: str = "auto"
+    reject_outliers: float = 0.0
     fps: int = 20
     size: int = 256
 
     def __post_init__(self) -> None:
         evaluation_seeds(self.seed, self.episodes)  # refuses what is out of bounds
+        check_outliers(self.reject_outliers)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not 1 <= self.fps <= 120:
@@ -113,7 +117,8 @@ def main(argv: Sequence[str]) -> None:
         policy = load_policy(run, env, checkpoint, config.device)
         path = run.path / "videos" / f"{checkpoint.step:09d}-seed{config.seed}.mp4"
         film = Film(env, policy, config, {"run": run.path.name, "checkpoint": f"step {checkpoint.step}"})
-        write_mp4(path, with_progress(film.frames(), film.longest), config.fps)
+        with rejecting_outliers(policy, config.reject_outliers):
+            write_mp4(path, with_progress(film.frames(), film.longest), config.fps)
     print(path)
 
 

@@ -58,10 +58,9 @@ def agreeing_views(points: Tensor, weights: Tensor, rays: Tensor, tolerance: flo
     :param tolerance: metres, above 0.
     :return: (..., V, K) 1 or 0, at most one 0 for each point.
     """
-    views = weights.shape[-2]
-    each = 1.0 - torch.eye(views, dtype=weights.dtype, device=weights.device)
+    others = 1.0 - torch.eye(weights.shape[-2], dtype=weights.dtype, device=weights.device).unsqueeze(-1)
     together = _miss(points, weights, rays)
-    without = torch.stack([_miss(points, weights * left.unsqueeze(-1), rays) for left in each], -2)
+    without = _miss(points.unsqueeze(-4), weights.unsqueeze(-3) * others, rays.unsqueeze(-4))  # (..., V, K)
     without = torch.where(weights > 0, without, torch.inf)  # to leave out who is not there says nothing
     least, which = without.min(-2)
     enough = (weights > 0).sum(-2) >= 3
