@@ -332,8 +332,9 @@ class AutoencoderExtractor(AuxiliaryExtractor):
         images, encoder = observations["images"], self.encoder
         latent = encoder.encode(images) if found is None else found
         views = views_to_decode(encoder.config.decoded_views, encoder.num_views, images.device)
-        planes = images[:, views].permute(0, 1, 4, 2, 3)
-        return {"reconstruction": encoder.decoder.error(encoder.maps(latent)[:, views], planes, views)}
+        planes, maps = images.permute(0, 1, 4, 2, 3), encoder.maps(latent)[:, views]
+        foreground = encoder.decoder.foreground(planes)[:, views]
+        return {"reconstruction": encoder.decoder.error(maps, planes[:, views], views, foreground)}
 
     def total(self, terms: Terms) -> Tensor:
         """The reconstruction, at the weight that it has beside keypoints."""

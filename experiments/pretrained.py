@@ -19,8 +19,8 @@ OF_THE_SCENE = "decoder.background"
 """Not learnt but rendered, so it stays the new run's: its scene may have other colours."""
 
 TRAINING_ONLY = {
-    "noise", "decoded_views", "weigh_pixels", "outside", "own_view", "random_shift", "precision", "multiview_rise",
-    "loss",
+    "noise", "decoded_views", "weigh_pixels", "weigh_coverage", "outside", "own_view", "random_shift", "precision",
+    "multiview_rise", "loss",
 }  # fmt: skip
 """Options of the encoder that say how it is trained, not what it is: they may differ from the earlier run's."""
 

@@ -99,9 +99,9 @@ def train_autoencoder(
         rows = torch.randint(len(images), (batch_size,), generator=generator).to(images.device)
         batch = images[rows].to(device)
         views = views_to_decode(autoencoder.config.decoded_views, autoencoder.num_views, device)
-        maps = autoencoder.maps(autoencoder.encode(batch))[:, views]
+        maps, planes = autoencoder.maps(autoencoder.encode(batch))[:, views], batch.permute(0, 1, 4, 2, 3)
         optimizer.zero_grad(set_to_none=True)
-        decoder.error(maps, batch[:, views].permute(0, 1, 4, 2, 3), views).backward()
+        decoder.error(maps, planes[:, views], views, decoder.foreground(planes)[:, views]).backward()
         optimizer.step()
         schedule.step()
         on_step(step + 1, steps)

@@ -225,21 +225,6 @@ class Workspace:
         """The 12 edges as pairs of indices into :meth:`corners`."""
         return _EDGES
 
-    def silhouette(self, rig: Rig) -> Tensor:
-        """Which pixels of each view show a part of the box, or what stands before or behind it.
-
-        :param rig: (..., V) cameras.
-        :return: (..., V, H, W) bool, of the rays through the pixels' centres.
-        """
-        like = rig.intrinsics
-        rows, columns = (torch.arange(n, dtype=like.dtype, device=like.device) + 0.5 for n in (rig.height, rig.width))
-        uv = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)
-        uv = uv.expand(*rig.world_from_camera.shape[:-2], -1, -1)
-        eye = rig.centres.unsqueeze(-2)
-        return _meets(eye, rig.unproject(uv, torch.ones_like(uv[..., 0])) - eye, self).unflatten(
-            -1, (rig.height, rig.width)
-        )
-
     def depth_range(self, rig: Rig, minimum: float = 0.01) -> tuple[Tensor, Tensor]:
         """Nearest and farthest depth of the box in every view.
 
@@ -248,20 +233,6 @@ class Workspace:
         """
         depth = rig.project(self.corners())[1]
         return depth.amin(-1).clamp(min=minimum), depth.amax(-1).clamp(min=minimum)
-
-
-def _meets(origin: Tensor, direction: Tensor, box: Workspace) -> Tensor:
-    """Which rays meet a box ahead of where they begin, by the slabs between its pairs of walls.
-
-    :param origin: (..., 3).
-    :param direction: (..., 3) of any length.
-    :return: (...) bool.
-    """
-    direction = torch.where(direction.abs() < 1e-12, torch.full_like(direction, 1e-12), direction)
-    walls = torch.stack([box.centre - box.half_extents, box.centre + box.half_extents])
-    times = (walls - origin.unsqueeze(-2)) / direction.unsqueeze(-2)
-    enters, leaves = times.amin(-2).amax(-1), times.amax(-2).amin(-1)
-    return (enters <= leaves) & (leaves > 0)
 
 
 def in_front(depth: Tensor, minimum: float = 1e-3) -> Tensor:

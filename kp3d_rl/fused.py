@@ -49,7 +49,7 @@ def layered_error(logits: Tensor, background: Tensor, images: Tensor, weights: T
     :param logits: (B, n, 4, H, W) of colour (3) and opacity (1).
     :param background: (n, 3, H, W) in [0, 1].
     :param images: (B, n, 3, H, W) uint8, the true views.
-    :param weights: (n, H, W) what the error of a pixel that shows something counts for.
+    :param weights: (n, H, W) or (B, n, H, W) what the error of a pixel that shows something counts for.
     :param threshold: difference from the background, in any channel, from which on a pixel shows something.
     :return: scalar.
     """
@@ -109,9 +109,10 @@ class _LayeredError(torch.autograd.Function):
     ) -> Tensor:
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         total = logits.new_zeros((), dtype=torch.float32)
+        weights = weights.expand(len(images), *weights.shape[-3:])
         for rows in _chunks(logits):
             target = images[rows].float().mul_(1.0 / 255.0)
-            counted = torch.where(seen(target, background, threshold), weights, 1.0)
+            counted = torch.where(seen(target, background, threshold), weights[rows], 1.0)
             part = None if gradient is None else gradient[rows]
             total += _squared_error(logits[rows], background, target, counted, 2.0 / images.numel(), part)
         if gradient is not None:

@@ -57,8 +57,10 @@ class Keypoint3DConfig:
     :param decoded_views: how many views, drawn anew for each batch, are decoded in training; 0 is all of them.
     :param weigh_pixels: let an error on what is not background count by the inverse of that pixel's variance over time
         (original: all the same).
-    :param outside: weight, in reconstruction and coverage, of what is seen beside the workspace box (and neither before
-        nor behind it) where cameras stand still; the rest has weight 1. A long arm draws keypoints off otherwise.
+    :param outside: weight, in reconstruction and coverage, of what cannot be in the workspace box by what all views
+        show (:mod:`kp3d_rl.hull`), where cameras stand still; the rest has weight 1. A long arm that reaches in from
+        without draws keypoints off otherwise, and views agree on none of them.
+    :param weigh_coverage: let coverage too count what ``weigh_pixels`` says, so that small things draw more heat.
     :param own_view: share of a training batch in which each view is drawn from its own keypoints, not from the fused
         ones. A small object is found in 2D first, long before the views' depths agree well enough to hit it together.
     :param random_shift: pixels by which the views of a training batch are shifted at random, as in DrQ
@@ -89,6 +91,7 @@ class Keypoint3DConfig:
     background: bool = True
     decoded_views: int = bounded(1, least=0, most=1024)
     weigh_pixels: bool = True
+    weigh_coverage: bool = False
     outside: float = bounded(1.0, least=0, most=1)
     own_view: float = bounded(0.5, least=0, most=1)
     random_shift: int = bounded(0, least=0, most=1024)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kp3d_rl.fused import layered_error
 from kp3d_rl.heatmaps import gaussian_maps, pool_to_cells
+from kp3d_rl.hull import VisualHull
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoints
 from kp3d_rl.losses import (
     coverage_loss,
@@ -53,9 +54,8 @@ class KeypointDecoder(nn.Module):
             raise ValueError(f"background of shape {tuple(background.shape)} does not fit {shape} (V, 3, H, W)")
         self.register_buffer("background", pixels.contiguous())
         self.register_buffer("pixel_weights", torch.ones(shape[0], *shape[2:]))
-        inside = encoder.workspace.silhouette(encoder.rig) if self.has_background else torch.ones(1, dtype=torch.bool)
-        # Follows from cameras and box, so that it is no part of the state.
-        self.register_buffer("relevance", torch.where(inside, 1.0, config.outside), persistent=False)
+        carves = self.has_background and config.outside < 1
+        self.hull = VisualHull(encoder.rig, encoder.workspace) if carves else None
 
     def weigh_pixels(self, images: Tensor) -> None:
         """Let rare sights count more, if the configuration says so and there is a background to tell them from.
@@ -71,15 +71,25 @@ class KeypointDecoder(nn.Module):
         return bool((self.pixel_weights != 1.0).any())
 
     def foreground(self, images: Tensor) -> Tensor:
-        """Where a view differs from the background.
+        """Where views differ from the background.
 
-        :param images: (B, V, 3, H, W) uint8.
-        :return: (B, V, H, W) between 0 and 1: what it counts for.
+        :param images: (B, V, 3, H, W) uint8, all views.
+        :return: (B, V, H, W) what it counts for: 1, or :attr:`Keypoint3DConfig.outside` where it cannot be in the
+            workspace box; 0 where nothing is seen.
         """
         background = (self.background * 255.0).round().to(torch.uint8)
         # In bytes, which is several times faster than in floats; a difference of bytes would wrap around.
         difference = torch.maximum(images, background) - torch.minimum(images, background)
-        return (difference.amax(2) > 255.0 * FOREGROUND) * self.relevance
+        seen = difference.amax(2) > 255.0 * FOREGROUND
+        return seen.float() if self.hull is None else seen * torch.where(self.hull(seen), 1.0, self.config.outside)
+
+    def wanted(self, foreground: Tensor) -> Tensor:
+        """What heat maps are to cover.
+
+        :param foreground: (B, V, H, W) as :meth:`foreground` gives it.
+        :return: the same shape, at least 0.
+        """
+        return foreground * self.pixel_weights if self.config.weigh_coverage else foreground
 
     def forward(
         self,
@@ -111,7 +121,7 @@ class KeypointDecoder(nn.Module):
         colour, opacity = layers[:, :, :3], layers[:, :, 3:]
         return opacity * colour + (1.0 - opacity) * self.background[views]
 
-    def error(self, maps: Tensor, images: Tensor, views: Tensor) -> Tensor:
+    def error(self, maps: Tensor, images: Tensor, views: Tensor, foreground: Tensor | None = None) -> Tensor:
         """The reconstruction error of what :meth:`draw` would draw, at a fraction of the cost.
 
         Errors count by :attr:`pixel_weights` where a view differs from the background, elsewhere by 1: to weigh the
@@ -120,9 +130,12 @@ class KeypointDecoder(nn.Module):
         :param maps: (B, n, K, h, w) at the resolution of the heat maps.
         :param images: (B, n, 3, H, W) uint8, the true views.
         :param views: (n,) indices of the views.
+        :param foreground: (B, n, H, W) what the foreground counts for (:meth:`foreground`); None: all of it alike.
         :return: scalar.
         """
-        background, weights = self.background[views], (self.pixel_weights * self.relevance)[views]
+        background, weights = self.background[views], self.pixel_weights[views]
+        if foreground is not None and self.hull is not None:
+            weights = weights * foreground
         return layered_error(self.layers(maps, views), background, images, weights, FOREGROUND)
 
     def layers(self, maps: Tensor, views: Tensor) -> Tensor:
@@ -194,7 +207,9 @@ def auxiliary_terms(
     planes = images.permute(0, 1, 4, 2, 3).contiguous()
     own = torch.rand(len(images), device=images.device) < config.own_view
     maps = decoder.gaussian_maps(noisy, encoder, views, camera_poses, own)
-    terms = {"reconstruction": decoder.error(maps, planes[:, views], views)}
+    foreground = decoder.foreground(planes) if decoder.has_background else None
+    counted = None if foreground is None else foreground[:, views]
+    terms = {"reconstruction": decoder.error(maps, planes[:, views], views, counted)}
     if config.dimensions == "3d":
         points = workspace.normalise(noisy.view_points)
         terms["multiview"] = multiview_loss(points)
@@ -203,8 +218,8 @@ def auxiliary_terms(
         size = noisy.uv.new_tensor([encoder.width / 2, encoder.height / 2])
         terms["separation"] = separation_loss(noisy.uv / size)
     terms["variance"] = variance_loss(keypoints.spread, encoder.height, encoder.width)
-    if decoder.has_background:
-        cells = pool_to_cells(decoder.foreground(planes), encoder.rows, encoder.columns, keypoints.offset)
+    if foreground is not None:
+        cells = pool_to_cells(decoder.wanted(foreground), encoder.rows, encoder.columns, keypoints.offset)
         terms["coverage"] = coverage_loss(keypoints.heat, cells)
     return terms
 

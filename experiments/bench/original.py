@@ -65,7 +65,7 @@ def _layers(decoder: KeypointDecoder, maps: Tensor, views: Tensor) -> Tensor:
 def _error(decoder: KeypointDecoder, maps: Tensor, images: Tensor, views: Tensor) -> Tensor:
     target, background = images.float() / 255.0, decoder.background[views]
     seen = (target - background).abs().amax(-3) > FOREGROUND
-    weights = torch.where(seen, (decoder.pixel_weights * decoder.relevance)[views], 1.0)
+    weights = torch.where(seen, decoder.pixel_weights[views], 1.0)
     return reconstruction_loss(decoder.draw(maps, views), target, weights)
 
 

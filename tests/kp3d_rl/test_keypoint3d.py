@@ -281,8 +281,8 @@ def test_only_what_is_not_background_weighs_more() -> None:
     assert torch.equal(blind.pixel_weights, torch.ones(3, 32, 32))  # nothing to tell the dot from
 
 
-def test_what_is_seen_beside_the_workspace_counts_for_as_much_as_is_said() -> None:
-    """A box that only some of the views' pixels show: a dot beside it costs nothing, and covers nothing."""
+def test_what_cannot_be_in_the_workspace_counts_for_as_much_as_is_said() -> None:
+    """A small box: a dot beside it costs nothing, and covers nothing."""
     scene = dot_scene()
     small = Workspace.from_arrays([0, 0, 0], [0.08] * 3)
     images = torch.as_tensor(np.stack([draw_dot(scene, np.array(dot)) for dot in ((0.2, 0.2, 0.2), (0.0, 0, 0))]))
@@ -292,14 +292,18 @@ def test_what_is_seen_beside_the_workspace_counts_for_as_much_as_is_said() -> No
         encoder = Keypoint3D(dataclasses.replace(SMALL, outside=outside), scene.rig, small)
         decoder = KeypointDecoder(encoder, scene.background_tensor())
         planes = images.permute(0, 1, 4, 2, 3)
-        foreground[outside] = decoder.foreground(planes).sum((1, 2, 3))
+        seen = decoder.foreground(planes)
+        foreground[outside] = seen.sum((1, 2, 3))
         views, cells = torch.arange(3), (encoder.rows.cells, encoder.columns.cells)
         with torch.no_grad():
             for network in decoder.views:  # which draws the background alone
                 network.upsample[-1].weight[:, 3] = 0.0
                 network.upsample[-1].bias[3] = -40.0
             maps = torch.zeros(1, 3, SMALL.keypoints, *cells)
-            errors[outside] = torch.stack([decoder.error(maps, plane[None], views) for plane in planes])
+            pairs = zip(planes, seen, strict=True)
+            errors[outside] = torch.stack(
+                [decoder.error(maps, plane[None], views, mine[None]) for plane, mine in pairs]
+            )
     whole, half, none = (foreground[outside] for outside in (1.0, 0.5, 0.0))
     assert whole[0] > 20 and none[0] == 0 and float(half[0]) == pytest.approx(0.5 * float(whole[0]))
     assert none[1] > 0.8 * whole[1] and (whole[2], none[2]) == (0, 0)
@@ -307,6 +311,17 @@ def test_what_is_seen_beside_the_workspace_counts_for_as_much_as_is_said() -> No
         0.5 * float(errors[1.0][0]), rel=1e-4
     )
     assert errors[0.0][1] > 0.8 * errors[1.0][1] > 0
+
+
+def test_coverage_too_counts_rare_sights_more_where_asked() -> None:
+    images, _ = dot_frames(dot_scene(), 40)
+    planes = images.permute(0, 1, 4, 2, 3)
+    for weigh in (False, True):
+        encoder, decoder = build(dataclasses.replace(SMALL, weigh_coverage=weigh))
+        decoder.weigh_pixels(images)
+        seen = decoder.foreground(planes)
+        expected = seen * decoder.pixel_weights if weigh else seen
+        assert torch.equal(decoder.wanted(seen), expected) and decoder.pixel_weights.max() > 1.3
 
 
 def test_background_of_another_size_is_refused() -> None:
