@@ -258,7 +258,7 @@ class KeypointExtractor(AuxiliaryExtractor):
         keypoints = self.encoder(images, poses)
         views = torch.arange(self.encoder.num_views, device=images.device)
         drawn = self.decoder(keypoints, self.encoder, views, poses)
-        found = reconstruction_quality(drawn, images, self.log_prefix)
+        found = reconstruction_quality(drawn, images, self.log_prefix, self.decoder)
         if self.encoder.config.dimensions == "3d":
             disagreement = view_disagreement(keypoints.view_points, keypoints.confidence)
             found["keypoints/view_disagreement_cm"] = 100.0 * float(disagreement.mean())

@@ -50,17 +50,31 @@ SHORT = "--steps 1000"
 AUTOENCODER_SEEDS = 3
 """So many seeds of a study's first condition are compared with an autoencoder."""
 
-_CONTROL = "--total-steps 20000 --log.evaluate-every 1000 --log.evaluation-episodes 20"
-"""An evaluation after every 5 % of the steps."""
-_FAST = f"--preset fast {_CONTROL}"
-CONTROL = (
-    Condition("Keypoint3D", _FAST, ablate=True),
-    Condition("no auxiliary loss", f"{_FAST} {NO_AUXILIARY}"),
-    Condition("RAD", f"{_FAST} --encoder.kind rad"),
-    Condition("DrQ-v2 style", f"{_CONTROL} --algorithm sac --encoder.kind drqv2"),
-    Condition("state", f"{_FAST} --encoder.kind state", seeds=1),
-)
-"""Keypoints against what others would do, at equal steps."""
+
+def control(steps: int, episodes: int, sac: str = "", others: bool = False) -> tuple[Condition, ...]:
+    """Keypoints against what others would do, at equal steps, with an evaluation after every 5 % of them.
+
+    :param steps: of the environment.
+    :param episodes: of each evaluation.
+    :param sac: options of what is trained by SAC.
+    :param others: whether one seed of each of the other baselines is to say that they learn.
+    """
+    common = f"--total-steps {steps} --log.evaluate-every {steps // 20} --log.evaluation-episodes {episodes}"
+    fast = f"--preset fast {common}"
+    more = (
+        Condition("2D keypoints", f"{fast} --encoder.kind keypoint2d", seeds=1),
+        Condition("autoencoder", f"{fast} --encoder.kind autoencoder", seeds=1),
+        Condition("CURL", f"{common} --algorithm sac --encoder.kind curl{sac}", seeds=1),
+    )
+    return (
+        Condition("Keypoint3D", fast, ablate=True),
+        Condition("no auxiliary loss", f"{fast} {NO_AUXILIARY}"),
+        Condition("RAD", f"{fast} --encoder.kind rad"),
+        Condition("DrQ-v2 style", f"{common} --algorithm sac --encoder.kind drqv2{sac}"),
+        Condition("state", f"{fast} --encoder.kind state", seeds=1),
+        *(more if others else ()),
+    )
+
 
 STUDIES = {
     "learning": Study(
@@ -92,7 +106,10 @@ STUDIES = {
             Condition("8 keypoints", f"{SHORT} --encoder.keypoints 8", 3, "pretrain", probe=True),
         ),
     ),
-    "control-reach": Study("reach-multiview", CONTROL),
+    "control-reach": Study("reach-multiview", control(20_000, episodes=20, others=True)),
+    "control-window-open": Study(
+        "metaworld-window-open", control(60_000, episodes=10, sac=" --sac.gradient-steps 2 --sac.gamma 0.99")
+    ),
     "speed": Study("reach-multiview", (Condition("default on all cores", seeds=3, cores=0),)),
     "redrawn": Study(
         "reach-multiview",

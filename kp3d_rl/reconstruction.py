@@ -70,18 +70,36 @@ class KeypointDecoder(nn.Module):
         """Whether any pixel has a weight of its own."""
         return bool((self.pixel_weights != 1.0).any())
 
-    def foreground(self, images: Tensor) -> Tensor:
+    def seen(self, images: Tensor) -> Tensor:
         """Where views differ from the background.
 
         :param images: (B, V, 3, H, W) uint8, all views.
-        :return: (B, V, H, W) what it counts for: 1, or :attr:`Keypoint3DConfig.outside` where it cannot be in the
-            workspace box; 0 where nothing is seen.
+        :return: (B, V, H, W) bool.
         """
         background = (self.background * 255.0).round().to(torch.uint8)
         # In bytes, which is several times faster than in floats; a difference of bytes would wrap around.
         difference = torch.maximum(images, background) - torch.minimum(images, background)
-        seen = difference.amax(2) > 255.0 * FOREGROUND
-        return seen.float() if self.hull is None else seen * torch.where(self.hull(seen), 1.0, self.config.outside)
+        return difference.amax(2) > 255.0 * FOREGROUND
+
+    def relevance(self, seen: Tensor) -> Tensor:
+        """What an error counts for, by where in the room it can be.
+
+        :param seen: (B, V, H, W) bool, as :meth:`seen` gives it.
+        :return: the same shape: :attr:`Keypoint3DConfig.outside` where something is seen that cannot be in the
+            workspace box, else 1.
+        """
+        if self.hull is None:
+            return torch.ones_like(seen, dtype=torch.float32)
+        return torch.where(seen & ~self.hull(seen), self.config.outside, 1.0)
+
+    def foreground(self, images: Tensor) -> Tensor:
+        """Where views differ from the background, and what that counts for.
+
+        :param images: (B, V, 3, H, W) uint8, all views.
+        :return: (B, V, H, W), 0 where nothing is seen, else the :meth:`relevance`.
+        """
+        seen = self.seen(images)
+        return seen.float() if self.hull is None else seen * self.relevance(seen)
 
     def wanted(self, foreground: Tensor) -> Tensor:
         """What heat maps are to cover.
@@ -237,15 +255,21 @@ def views_to_decode(count: int, views: int, device: torch.device) -> Tensor:
     return torch.randperm(views)[:count].sort().values.to(device)
 
 
-def reconstruction_quality(drawn: Tensor, images: Tensor, prefix: str) -> dict[str, float]:
+def reconstruction_quality(
+    drawn: Tensor, images: Tensor, prefix: str, decoder: KeypointDecoder | None = None
+) -> dict[str, float]:
     """How far drawn views are from the true ones, beside how far the mean image is.
 
     :param drawn: (N, V, 3, H, W) in [0, 1].
     :param images: (N, V, H, W, 3) uint8.
     :param prefix: before each name.
+    :param decoder: says what errors count for (:meth:`KeypointDecoder.relevance`); None: all alike.
     :return: mean squared ``reconstruction`` and ``mean_image``, and ``reconstruction_ratio`` of the two.
     """
     target = images.permute(0, 1, 4, 2, 3).float() / 255.0
-    error, mean = (float(torch.mean((guess - target) ** 2)) for guess in (drawn, target.mean(0)))
+    counts = torch.ones(())
+    if decoder is not None:
+        counts = decoder.relevance(decoder.seen(images.permute(0, 1, 4, 2, 3))).unsqueeze(2)
+    error, mean = (float(torch.mean(counts * (guess - target) ** 2)) for guess in (drawn, target.mean(0)))
     ratio = error / max(mean, 1e-12)
     return {f"{prefix}/reconstruction": error, f"{prefix}/mean_image": mean, f"{prefix}/reconstruction_ratio": ratio}

@@ -323,7 +323,8 @@ def test_a_home_that_cannot_be_written_to_is_no_obstacle(tmp_path: Path) -> None
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     run = Run.open(str(tmp_path / "runs" / "reach-multiview" / "homeless"))
     assert run.steps()[-1] == 160
-    for program, *more in (("evaluate", "--episodes", "1"), ("probe", "--episodes", "3"), ("video", "--steps", "3")):
+    lean = ("--episodes", "3", "--frames", "4", "--random-encoders", "1", "--autoencoder-steps", "2")
+    for program, *more in (("evaluate", "--episodes", "1"), ("probe", *lean), ("video", "--steps", "3")):
         done = launch(tmp_path, f"experiments.{program}", "--run", str(run.path), *more, **nowhere)
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 

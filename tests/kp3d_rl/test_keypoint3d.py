@@ -14,7 +14,7 @@ from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig, to_network_layout
 from kp3d_rl.losses import LossWeights, reconstruction_loss, weighted_sum
 from kp3d_rl.metrics import constant_probe, ridge_probe
 from kp3d_rl.networks import PAPER_LAYERS, AttendedDepth, ViewDecoder, ViewEncoder, grids, output_size
-from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms
+from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms, reconstruction_quality
 from tests.dotworld import dot_frames, dot_scene, draw_dot
 
 SMALL = Keypoint3DConfig(keypoints=4, width=4, decoder_width=8)
@@ -311,6 +311,23 @@ def test_what_cannot_be_in_the_workspace_counts_for_as_much_as_is_said() -> None
         0.5 * float(errors[1.0][0]), rel=1e-4
     )
     assert errors[0.0][1] > 0.8 * errors[1.0][1] > 0
+
+
+def test_quality_counts_what_the_training_counts() -> None:
+    """Half of the frames show the dot beside a small box, which nobody draws and nobody is asked to."""
+    scene = dot_scene()
+    small = Workspace.from_arrays([0, 0, 0], [0.08] * 3)
+    images = torch.as_tensor(np.stack([draw_dot(scene, np.array(dot)) for dot in ((0.2, 0.2, 0.2), (0.0, 0, 0))]))
+    drawn = images.permute(0, 1, 4, 2, 3).float() / 255.0
+    drawn[0] = 90 / 255.0
+    quality = {}
+    for outside in (1.0, 0.0):
+        encoder = Keypoint3D(dataclasses.replace(SMALL, outside=outside), scene.rig, small)
+        decoder = KeypointDecoder(encoder, scene.background_tensor())
+        quality[outside] = reconstruction_quality(drawn, images, "x", decoder)["x/reconstruction"]
+    assert (
+        quality[0.0] < 1e-12 and quality[1.0] == reconstruction_quality(drawn, images, "x")["x/reconstruction"] > 1e-3
+    )
 
 
 def test_coverage_too_counts_rare_sights_more_where_asked() -> None:
