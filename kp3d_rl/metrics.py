@@ -110,16 +110,26 @@ def view_disagreement(points: Tensor, weights: Tensor | None = None) -> Tensor:
     return (pair * distance).sum(-2) / pair.sum(-2)
 
 
-def own_bodies(distances: object, confident: object = None) -> np.ndarray:
-    """Each keypoint's own body: the one that it is nearest to most often.
+SLACK = 0.02
+"""Metres by which a keypoint may be farther from a body than from the nearest one and still be on it."""
 
-    :param distances: (T, K, B) of fused keypoints to bodies, metres.
+
+def own_bodies(distances: object, confident: object = None, slack: float = SLACK) -> np.ndarray:
+    """Each keypoint's own body: the one that it is on most often, and of several the one that it is closer to.
+
+    Where bodies touch, as the links of an arm do or the parts of a gripper, the nearest one says little: a keypoint is
+    on every body that is no farther than the nearest one plus the slack. Votes for the nearest one alone would be split
+    among those of a gripper, and go to something else that the gripper goes to.
+
+    :param distances: (T, K, B) of fused keypoints to the bodies' surfaces, metres.
     :param confident: (T, K) or (K,) bool, which sightings count; None counts all.
+    :param slack: metres.
     :return: (K,) indices of bodies.
     """
     distances, valid = _sightings(distances, confident)
-    on_body = distances.argmin(-1)[..., None] == np.arange(distances.shape[-1])  # (T, K, B)
-    return (on_body & valid[..., None]).sum(0).argmax(-1)
+    votes = (_on(distances, slack) & valid[..., None]).sum(0)
+    away = np.where(valid[..., None], distances, 0.0).sum(0)
+    return np.where(votes == votes.max(-1, keepdims=True), away, np.inf).argmin(-1)
 
 
 def moving_bodies(points: object, moved: float = 0.05) -> np.ndarray:
@@ -144,24 +154,28 @@ def median_distances(distances: object, own: object) -> np.ndarray:
     return np.median(distances[:, np.arange(len(own)), own], axis=0)
 
 
-def same_body_share(distances: object, moves: object, confident: object = None, slack: float = 0.02) -> float:
-    """The share of keypoint sightings that are on the keypoint's own body, the one that it is nearest to most often.
+def same_body_share(distances: object, moves: object, confident: object = None, slack: float = SLACK) -> float:
+    """The share of keypoint sightings that are on the keypoint's own body, the one that it is on most often.
 
     Only keypoints count whose own body moves (a keypoint on a still body stays there by doing nothing), and only frames
-    in which they are confident. Where bodies touch, as the links of an arm do, the nearest one says little: a sighting
-    is on the own body as long as no other one is nearer by more than the slack.
+    in which they are confident.
 
     :param distances: (T, K, B) of fused keypoints to the bodies' surfaces, metres.
     :param moves: (B,) bool, which bodies move.
     :param confident: (T, K) or (K,) bool; None counts all.
-    :param slack: metres.
+    :param slack: metres, as of :func:`own_bodies`.
     :return: in [0, 1]; NaN where nothing counts.
     """
     distances, valid = _sightings(distances, confident)
-    own = own_bodies(distances, valid)
+    own = own_bodies(distances, valid, slack)
     counted = valid & np.asarray(moves, bool)[own]
-    stays = distances[:, np.arange(len(own)), own] <= distances.min(-1) + slack
+    stays = _on(distances, slack)[:, np.arange(len(own)), own]
     return float(stays[counted].mean()) if counted.any() else math.nan
+
+
+def _on(distances: np.ndarray, slack: float) -> np.ndarray:
+    """(T, K, B) bool: which bodies a keypoint is on."""
+    return distances <= distances.min(-1, keepdims=True) + slack
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:

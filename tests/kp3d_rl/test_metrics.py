@@ -165,12 +165,22 @@ def test_same_body_share_counts_keypoints_of_moving_bodies():
 def test_bodies_that_touch_share_what_lies_between_them():
     """Of two links, a keypoint near their joint is on either, and one that wanders along to the other link is not."""
     distances = np.full((10, 1, 2), 0.0)
-    distances[:6, 0] = [0.00, 0.01]
+    distances[:6, 0] = [0.00, 0.03]
     distances[6:9, 0] = [0.015, 0.00]  # the other is nearer, by less than the slack
     distances[9, 0] = [0.05, 0.00]
     assert same_body_share(distances, [True, True]) == pytest.approx(0.9)
     assert same_body_share(distances, [True, True], slack=0.0) == pytest.approx(0.6)
     assert same_body_share(distances, [True, True], slack=0.06) == 1
+
+
+def test_a_keypoint_between_fingers_is_on_a_finger_and_not_on_what_they_go_to():
+    """It is nearest to either finger by turns, and nearest to the goal when the hand gets there."""
+    distances = np.array([[[0.010, 0.012, 0.30]], [[0.012, 0.010, 0.20]], [[0.02, 0.02, 0.0]], [[0.02, 0.02, 0.0]]])
+    distances[:, :, 1] += 1e-4
+    assert distances.argmin(-1)[:, 0].tolist() == [0, 1, 2, 2]
+    assert own_bodies(distances).tolist() == [0] and same_body_share(distances, [True] * 3) == 1
+    assert own_bodies(distances, slack=0.0).tolist() == [2]
+    assert own_bodies(distances[2:] + [0.01, 0.0, 0.0]).tolist() == [2]
 
 
 def test_own_bodies_distances_and_moves_agree_with_loops():
@@ -180,13 +190,15 @@ def test_own_bodies_distances_and_moves_agree_with_loops():
     bodies[:, 4, 0] = bodies[0, 4, 0]  # turns about one of its points
     keypoints = bodies[:, rng.integers(5, size=7), 0] + 0.5 * rng.normal(size=(40, 7, 3))
     confident, distances = rng.random((40, 7)) < 0.7, between(keypoints, bodies[:, :, 0])
-    own, median = own_bodies(distances, confident), median_distances(distances, [1] * 7)
+    own, median = own_bodies(distances, confident, 0.1), median_distances(distances, [1] * 7)
     for k in range(7):
-        votes = [0] * 5
+        votes, away = [0] * 5, [0.0] * 5
         for t in range(40):
-            if confident[t, k]:
-                votes[min(range(5), key=lambda b: distances[t, k, b])] += 1
-        assert own[k] == votes.index(max(votes))
+            for b in range(5):
+                if confident[t, k]:
+                    votes[b] += distances[t, k, b] - min(distances[t, k]) <= 0.1
+                    away[b] += distances[t, k, b]
+        assert own[k] == max(range(5), key=lambda b: (votes[b], -away[b]))
         assert median[k] == pytest.approx(np.median([distances[t, k, 1] for t in range(40)]))
     for moved in (0.05, 0.5):
         for b in range(5):
