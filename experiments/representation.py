@@ -54,7 +54,7 @@ class Sitting:
     """Where each of K keypoints sits; lengths in cm.
 
     :param confidence: (K,) fused, the mean over frames; 1 is an average keypoint.
-    :param body: (K,) name of its own body, the one to whose surface it is on most often (nearest to, or within 2 cm of that).
+    :param body: (K,) name of its own body, the one that it is on most often (:func:`kp3d_rl.metrics.own_bodies`).
     :param distance: (K,) to that surface, median over frames.
     :param apart: (K,) how far the views place it from each other, pairs of views weighted by their confidences.
     :param apart_unweighted: (K,) the same with all pairs alike.

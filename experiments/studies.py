@@ -22,6 +22,7 @@ class Condition:
     :param probe: judge the keypoints.
     :param cores: that a run computes and renders on; 0 is all of them, for runs one at a time (``--jobs 1``).
     :param env: where, if not where the study is.
+    :param asked: further arguments of the probe.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Condition:
     probe: bool = False
     cores: int = 1
     env: str | None = None
+    asked: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,19 @@ def control(steps: int, episodes: int, sac: str = "", others: bool = False) -> t
     )
 
 
+def pretrained_on(env: str, arguments: str) -> Condition:
+    """Keypoints alone, from episodes of which half are played by the task's script; they are judged on such, too.
+
+    :param env: where.
+    :param arguments: of the pretraining.
+    """
+    arguments = f"--policy mixed {arguments}"
+    return Condition(env, arguments, 1, "pretrain", probe=True, env=env, asked="--policy mixed")
+
+
+_BOX = "--encoder.outside 0 --encoder.weigh-coverage --encoder.loss.multiview 60"
+"""What is in the box alone counts, and small things count more."""
+
 STUDIES = {
     "learning": Study(
         "reach-multiview",
@@ -109,6 +124,13 @@ STUDIES = {
     "control-reach": Study("reach-multiview", control(20_000, episodes=20, others=True)),
     "control-window-open": Study(
         "metaworld-window-open", control(60_000, episodes=10, sac=" --sac.gradient-steps 2 --sac.gamma 0.99")
+    ),
+    "pretraining": Study(
+        "push-multiview",
+        (
+            *(pretrained_on(f"metaworld-{task}", "--preset fast") for task in ("hammer", "pick-place", "window-open")),
+            *(pretrained_on(f"{task}-multiview", _BOX) for task in ("push", "lift")),
+        ),
     ),
     "speed": Study("reach-multiview", (Condition("default on all cores", seeds=3, cores=0),)),
     "redrawn": Study(

@@ -95,7 +95,8 @@ class Job:
             # The autoencoder is the same for all conditions of an environment, and takes longer than the probe's rest.
             first = self.condition.env or self.condition == STUDIES[self.study].conditions[0]
             leads = first and self.seed < AUTOENCODER_SEEDS
-            found.append(["probe", *path, *([] if leads else ["--autoencoder-steps", "0"])])
+            asked = self.condition.asked.split()
+            found.append(["probe", *path, *asked, *([] if leads else ["--autoencoder-steps", "0"])])
         return found
 
 

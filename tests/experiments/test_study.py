@@ -131,13 +131,12 @@ def test_runs_from_elsewhere_stay_in_the_record_and_are_not_run_again(
 
 
 def test_conditions_may_be_of_environments_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, there = (
-        Condition("a", program="pretrain", probe=True),
-        Condition("b", "", 5, "pretrain", probe=True, env="push-multiview"),
-    )
+    here = Condition("a", program="pretrain", probe=True)
+    there = Condition("b", "", 5, "pretrain", probe=True, env="push-multiview", asked="--policy mixed")
     monkeypatch.setitem(study.STUDIES, "places", Study("reach-multiview", (here, there)))
     first, second = study.chosen(StudyConfig("places", seeds=1))
     assert (first.env, second.env) == ("reach-multiview", "push-multiview")
+    assert second.steps()[-1][-2:] == ["--policy", "mixed"] and "mixed" not in first.steps()[-1]
     assert "--autoencoder-steps" not in second.steps()[-1], "there is no autoencoder of that environment yet"
 
 
