@@ -68,6 +68,8 @@ def test_each_of_a_batch_is_carved_on_its_own() -> None:
     together = hull(seen)
     assert torch.equal(together, torch.cat([hull(one[None]) for one in seen]))
     assert torch.equal(together[0], seen[0]) and torch.equal(together[2], seen[2]) and not together[1].any()
+    many = seen[torch.arange(150) % 3]
+    assert torch.equal(hull(many), together[torch.arange(150) % 3]), "more than the bits of a word, and no multiple"
     assert not hull.state_dict(), "it follows from cameras and box"
 
 
