@@ -64,6 +64,17 @@ def test_fast_learns_in_larger_steps_and_has_longer_sight_and_more_noise_on_meta
     assert theirs.total_steps == 60_000 and theirs.cameras is None
 
 
+def test_fast_looks_at_what_is_in_the_box_where_there_is_an_object() -> None:
+    for env_id in ("metaworld-hammer", "push-multiview", "lift-multiview"):
+        for kind in (TrainConfig, PretrainConfig):
+            encoder = config_of("--preset", "fast", "--env", env_id, kind=kind).encoder
+            assert encoder.outside == 0 and encoder.weigh_coverage and encoder.loss.multiview >= 60, env_id
+    typed = ("--preset", "fast", "--env", "push-multiview", "--encoder.no-weigh-coverage", "--encoder.outside", "0.5")
+    assert (config_of(*typed).encoder.weigh_coverage, config_of(*typed).encoder.outside) == (False, 0.5)
+    assert config_of("--preset", "fast").encoder.outside == 1, "reach has nothing but a hand and a ball"
+    assert config_of("--preset", "fast", "--env", "metaworld-hammer", kind=PretrainConfig).steps == 4000
+
+
 @pytest.mark.parametrize("typed", [("--image-size", "96"), ("--image-size=96",), ("--image_size", "96")])
 @pytest.mark.parametrize("first", [True, False])
 def test_what_is_typed_counts_more(typed: tuple[str, ...], first: bool) -> None:
