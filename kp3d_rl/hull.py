@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from kp3d_rl.cameras import Rig, Workspace
 
-FINENESS = 32
+FINENESS = 64
 """Voxels along the box's longest side."""
 BITS = 64
 """Images in a word: whole batches are carved by a few operations on words, several times faster than on floats."""
@@ -51,9 +51,9 @@ class VisualHull(nn.Module):
         :param silhouettes: (B, V, H, W) bool, where something is seen.
         :return: (B, V, H, W) bool, of which ``silhouettes`` is nowhere exceeded.
         """
-        words = packed(self._pooled(silhouettes))  # (words, V, rows, columns)
-        # A voxel counts as seen from half a cell beside it: a thing thinner than a voxel may pass by its centre.
-        cells = pad(self._widened(words).flatten(2), (0, 1), value=-1)  # -1: all bits
+        # A voxel counts as seen from a pixel beside it: a thing thinner than a voxel may pass by its centre.
+        words = packed(self._pooled(widened(silhouettes)))  # (words, V, rows, columns)
+        cells = pad(words.flatten(2), (0, 1), value=-1)  # -1: all bits
         filled = reduce(torch.bitwise_and, (cells[:, view, at] for view, at in enumerate(self.cells)))
         filled = pad(filled, (0, 1))  # (words, N + 1), the last one for the ends of short lists
         shown = torch.stack([_any(filled[:, at]) for at in self.shown_in], 1)
@@ -67,10 +67,13 @@ class VisualHull(nn.Module):
         tiles = pad(images, (0, missing[1], 0, missing[0])).unflatten(3, (-1, self.cell)).unflatten(2, (-1, self.cell))
         return _union(tiles[:, :, :, y, :, x] for y in range(self.cell) for x in range(self.cell))
 
-    def _widened(self, words: Tensor) -> Tensor:
-        """The union with the eight neighbours of each cell."""
-        framed = pad(words, (1, 1, 1, 1))
-        return _union(framed[..., y : y + self.rows, x : x + self.columns] for y in range(3) for x in range(3))
+
+def widened(images: Tensor) -> Tensor:
+    """(..., H, W) bool: the union with the eight neighbours of each pixel."""
+    height, width = images.shape[-2:]
+    framed = pad(images, (1, 1, 1, 1))
+    framed = _union(framed[..., x : x + width] for x in range(3))
+    return _union(framed[..., y : y + height, :] for y in range(3))
 
 
 def packed(images: Tensor) -> Tensor:

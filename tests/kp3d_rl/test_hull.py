@@ -94,7 +94,7 @@ def test_what_another_view_has_not_in_sight_it_cannot_deny() -> None:
 def test_voxels_fill_the_box_evenly() -> None:
     box = Workspace.from_arrays([0.5, 0, 1], [0.32, 0.16, 0.1])
     points, pitch = voxels(box)
-    assert pitch == pytest.approx(0.64 / FINENESS) and len(points) == 32 * 16 * 10
+    assert pitch == pytest.approx(0.64 / FINENESS) and len(points) == 64 * 32 * 20
     assert box.contains(points).all()
     torch.testing.assert_close(points.mean(0), box.centre, atol=1e-6, rtol=0)
     for axis in range(3):
