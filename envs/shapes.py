@@ -46,7 +46,7 @@ class BodyShape:
         return cls(model.body(body).name, tuple(GeomShape.of(model, geom) for geom in shown))
 
     def distance(self, points: np.ndarray) -> np.ndarray:
-        """From points to the nearest part; 0 inside of a primitive.
+        """From points to the nearest part; 0 inside of one.
 
         :param points: (..., 3) in the body's frame, metres.
         :return: (...) metres.
@@ -73,6 +73,7 @@ class GeomShape:
     :param position: (3,) in the body's frame.
     :param rotation: (3, 3) from the geom's frame to the body's.
     :param surface: points on a mesh, in the geom's frame; None for primitives.
+    :param triangles: (M, 3, 3) corners of that mesh's faces.
     """
 
     kind: mujoco.mjtGeom
@@ -80,6 +81,7 @@ class GeomShape:
     position: np.ndarray
     rotation: np.ndarray
     surface: cKDTree | None = None
+    triangles: np.ndarray | None = None
 
     @classmethod
     def of(cls, model: mujoco.MjModel, geom: int) -> GeomShape:
@@ -90,22 +92,27 @@ class GeomShape:
         """
         rotation = np.empty(9)
         mujoco.mju_quat2Mat(rotation, model.geom_quat[geom])
-        kind, surface = mujoco.mjtGeom(model.geom_type[geom]), None
+        kind, surface, triangles = mujoco.mjtGeom(model.geom_type[geom]), None, None
         if kind == mujoco.mjtGeom.mjGEOM_MESH:
             mesh = read_mesh(model, int(model.geom_dataid[geom]))
             surface = cKDTree(surface_points(mesh.vertices, mesh.faces, SPACING))
+            triangles = np.asarray(mesh.vertices, np.float64)[mesh.faces]
         frame = model.geom_pos[geom].copy(), rotation.reshape(3, 3)
-        return cls(kind, model.geom_size[geom].copy(), *frame, surface)
+        return cls(kind, model.geom_size[geom].copy(), *frame, surface, triangles)
 
     def distance(self, points: np.ndarray) -> np.ndarray:
-        """From points to the geom; 0 inside of a primitive.
+        """From points to the geom; 0 inside of it.
 
         :param points: (..., 3) in the body's frame, metres.
         :return: (...) metres.
         """
         own = (np.asarray(points, np.float64) - self.position) @ self.rotation
         if self.surface is not None:
-            return self.surface.query(own)[0]
+            flat = own.reshape(-1, 3)
+            away = self.surface.query(flat)[0]
+            within = ((flat >= self.surface.mins) & (flat <= self.surface.maxes)).all(-1)
+            away[within] = np.where(is_inside(self.triangles, flat[within]), 0.0, away[within])
+            return away.reshape(own.shape[:-1])
         return np.maximum(_PRIMITIVES[self.kind](own, self.size), 0.0)
 
     @property
@@ -117,6 +124,31 @@ class GeomShape:
             reach = _REACH[self.kind](self.size)
             low, high = -reach, reach
         return _box(low, high) @ self.rotation.T + self.position
+
+
+def winding_numbers(triangles: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """How often a surface goes round points: 1 inside of a closed one, 0 outside, in between where it has holes.
+
+    The sum of the triangles' solid angles (van Oosterom and Strackee, 1983) over a whole sphere's.
+
+    :param triangles: (M, 3, 3) corners.
+    :param points: (P, 3).
+    :return: (P,).
+    """
+    found = np.empty(len(points))
+    for part in np.array_split(np.arange(len(points)), 1 + len(points) * len(triangles) // 500_000):
+        a, b, c = np.moveaxis(triangles - points[part, None, None], 2, 0)  # (P, M, 3) each
+        la, lb, lc = (np.linalg.norm(corner, axis=-1) for corner in (a, b, c))
+        volume = np.einsum("pmi,pmi->pm", a, np.cross(b, c))
+        ab, bc, ca = (np.einsum("pmi,pmi->pm", p, q) for p, q in ((a, b), (b, c), (c, a)))
+        angles = 2.0 * np.arctan2(volume, la * lb * lc + ab * lc + bc * la + ca * lb)
+        found[part] = angles.sum(-1) / (4.0 * np.pi)
+    return found
+
+
+def is_inside(triangles: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(P,) bool: which points (P, 3) a surface of triangles (M, 3, 3) encloses, whichever way these turn."""
+    return np.abs(winding_numbers(triangles, points)) > 0.5
 
 
 def surface_points(vertices: np.ndarray, faces: np.ndarray, spacing: float) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from envs.cameras import CameraRig, WorkspaceSpec
 from envs.decimation import read_mesh
 from envs.errors import UserError
-from envs.shapes import GeomShape, is_shown
+from envs.shapes import GeomShape, is_inside, is_shown
 from envs.visual_model import VisualModel
 
 _GRID = 24
@@ -56,25 +56,9 @@ def _is_inside(model: mujoco.MjModel, geom: int, point: np.ndarray) -> bool:
     """Whether a point (3,) in a geom's frame lies inside of it."""
     if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
         mesh = read_mesh(model, int(model.geom_dataid[geom]))
-        return abs(winding_number(np.asarray(mesh.vertices, float)[mesh.faces], point)) > 0.5
+        return bool(is_inside(np.asarray(mesh.vertices, float)[mesh.faces], point[None])[0])
     shape = GeomShape(mujoco.mjtGeom(model.geom_type[geom]), model.geom_size[geom], np.zeros(3), np.eye(3))
     return bool(shape.distance(point[None])[0] == 0)
-
-
-def winding_number(triangles: np.ndarray, point: np.ndarray) -> float:
-    """How often a surface goes round a point: 1 inside of a closed one, 0 outside, in between where it has holes.
-
-    The sum of the triangles' solid angles (van Oosterom and Strackee, 1983) over a whole sphere's.
-
-    :param triangles: (M, 3, 3) corners.
-    :param point: (3,).
-    """
-    a, b, c = np.moveaxis(triangles - point, 1, 0)
-    la, lb, lc = (np.linalg.norm(corner, axis=-1) for corner in (a, b, c))
-    volume = np.einsum("mi,mi->m", a, np.cross(b, c))
-    dots = [np.einsum("mi,mi->m", p, q) for p, q in ((a, b), (b, c), (c, a))]
-    angles = 2.0 * np.arctan2(volume, la * lb * lc + dots[0] * lc + dots[1] * la + dots[2] * lb)
-    return float(angles.sum() / (4.0 * np.pi))
 
 
 def _meets_box(rig: CameraRig, view: int, box: WorkspaceSpec) -> np.ndarray:

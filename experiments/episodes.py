@@ -57,11 +57,13 @@ class Episodes:
         """From points to all bodies' surfaces.
 
         :param points: (E T, K, 3) of every instant, metres, workspace frame.
-        :return: (E T, K, B) metres.
+        :return: (E T, K, B) metres; infinite to a frame without a shape, as an end effector is: nothing sits there.
         """
         poses = self.bodies.reshape(-1, len(self.shapes), 4, 4)
-        found = np.empty((*points.shape[:2], len(self.shapes)))
+        found = np.full((*points.shape[:2], len(self.shapes)), np.inf)
         for number, shape in enumerate(self.shapes):
+            if not shape.geoms:
+                continue
             rotation, position = poses[:, number, :3, :3], poses[:, number, None, :3, 3]
             found[..., number] = shape.distance(np.einsum("tij,tki->tkj", rotation, points - position))
         return found

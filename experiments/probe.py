@@ -271,9 +271,9 @@ def sitting_lines(sits: Sitting, bodies: Sequence[str], radius: float) -> list[s
     """Keypoint by keypoint, those that count first; then what these add up to."""
     numbers = sits.to_dict()
     order = sorted(numbers["each"], key=lambda each: (not each["counted"], each["body"], each["distance_cm"]))
-    rows = [["keypoint", "confidence", "its body", "median distance, cm", "views apart, cm", "counts"]]
+    rows = [["keypoint", "confidence", "its body", "median distance, cm", "on it, %", "views apart, cm", "counts"]]
     for each in order:
-        values = [f"{each[name]:.1f}" for name in ("distance_cm", "views_apart_cm")]
+        values = [f"{each['distance_cm']:.1f}", f"{100 * each['same_body_share']:.0f}", f"{each['views_apart_cm']:.1f}"]
         counts = "yes" if each["counted"] else "no"
         rows.append([str(each["keypoint"]), f"{each['confidence']:.2f}", each["body"], *values, counts])
     sums = [

@@ -21,6 +21,7 @@ from kp3d_rl.metrics import (
     constant_probe,
     median_distances,
     moving_bodies,
+    on_own_body,
     own_bodies,
     ridge_probe,
     same_body_share,
@@ -56,6 +57,7 @@ class Sitting:
     :param confidence: (K,) fused, the mean over frames; 1 is an average keypoint.
     :param body: (K,) name of its own body, the one that it is on most often (:func:`kp3d_rl.metrics.own_bodies`).
     :param distance: (K,) to that surface, median over frames.
+    :param stays: (K,) share of the frames in which it is on that body.
     :param apart: (K,) how far the views place it from each other, pairs of views weighted by their confidences.
     :param apart_unweighted: (K,) the same with all pairs alike.
     :param counted: (K,) bool: confident, and on a body that moves.
@@ -65,6 +67,7 @@ class Sitting:
     confidence: np.ndarray
     body: tuple[str, ...]
     distance: np.ndarray
+    stays: np.ndarray
     apart: np.ndarray
     apart_unweighted: np.ndarray
     counted: np.ndarray
@@ -97,6 +100,7 @@ class Sitting:
                     "confidence": float(self.confidence[k]),
                     "body": self.body[k],
                     "distance_cm": float(self.distance[k]),
+                    "same_body_share": float(self.stays[k]),
                     "views_apart_cm": float(self.apart[k]),
                     "counted": bool(self.counted[k]),
                 }
@@ -236,6 +240,7 @@ def sitting(found: Found, episodes: Episodes, confident: float = 0.5) -> Sitting
         confidence=confidence,
         body=tuple(episodes.body_names[index] for index in own),
         distance=CENTIMETRES * median_distances(distances, own),
+        stays=on_own_body(distances, own).mean(0),
         apart=CENTIMETRES * view_disagreement(found.view_points, found.confidence).mean(0).numpy(),
         apart_unweighted=CENTIMETRES * view_disagreement(found.view_points).mean(0).numpy(),
         counted=(confidence >= confident) & moves[own],

@@ -169,8 +169,20 @@ def same_body_share(distances: object, moves: object, confident: object = None, 
     distances, valid = _sightings(distances, confident)
     own = own_bodies(distances, valid, slack)
     counted = valid & np.asarray(moves, bool)[own]
-    stays = _on(distances, slack)[:, np.arange(len(own)), own]
+    stays = on_own_body(distances, own, slack)
     return float(stays[counted].mean()) if counted.any() else math.nan
+
+
+def on_own_body(distances: object, own: object, slack: float = SLACK) -> np.ndarray:
+    """In which frames each keypoint is on its own body.
+
+    :param distances: (T, K, B) metres.
+    :param own: (K,) indices of bodies.
+    :param slack: metres, as of :func:`own_bodies`.
+    :return: (T, K) bool.
+    """
+    own = np.asarray(own, int)
+    return _on(np.asarray(distances, np.float64), slack)[:, np.arange(len(own)), own]
 
 
 def _on(distances: np.ndarray, slack: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs import registry
-from envs.shapes import SPACING, BodyShape, surface_points
+from envs.shapes import SPACING, BodyShape, is_inside, surface_points, winding_numbers
 from tests.tasks import TESTED
 
 PRIMITIVES = {
@@ -77,7 +77,7 @@ def test_the_nearest_part_counts_and_what_is_not_drawn_does_not() -> None:
 
 
 def test_meshes_are_as_far_as_their_surface() -> None:
-    """A box as a mesh, against the box: from outside the same, and inside as deep as the surface is away."""
+    """A box as a mesh, against the box: the same from outside, and nothing inside."""
     assets = f'<mesh name="m" vertex="{CORNERS}"/>'
     model = compiled('<geom type="mesh" mesh="m" pos=".1 0 0" euler="20 0 40"/>', assets)
     shape = BodyShape.of(model, model.body("thing").id)
@@ -87,7 +87,8 @@ def test_meshes_are_as_far_as_their_surface() -> None:
     outside = true > 0
     assert outside.sum() > 50
     assert (found[outside] >= true[outside] - 2e-4).all() and (found[outside] <= true[outside] + 0.6 * SPACING).all()
-    assert shape.distance(np.array([[0.1, 0.0, 0.0]]))[0] == pytest.approx(0.02, abs=SPACING / 2)
+    deep = np.array([0.1, 0, 0]) + np.random.default_rng(1).uniform(-0.01, 0.01, (50, 3))
+    assert (true_distances(model, deep, [0]) <= 0).all() and not shape.distance(deep).any()
 
 
 def test_no_place_on_a_triangle_is_far_from_its_points() -> None:
@@ -127,3 +128,22 @@ def test_what_the_cameras_rays_hit_is_on_the_body_that_they_hit(env_id: str) -> 
             hits += 1
     env.close()
     assert hits >= 10
+
+
+def test_the_winding_number_tells_inside_from_outside_of_any_closed_surface() -> None:
+    """An L of two boxes' union would fool its convex hull; so does this bent prism."""
+    outline = np.array([[0, 0], [2, 0], [2, 1], [1, 1], [1, 2], [0, 2.0]])
+    caps = [[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 4, 5]]
+    low, high = (np.column_stack([outline, np.full(6, z)]) for z in (0.0, 1.0))
+    triangles = [low[face[::-1]] for face in caps] + [high[face] for face in caps]
+    for i in range(6):
+        j = (i + 1) % 6
+        triangles += [[low[i], low[j], high[j]], [low[i], high[j], high[i]]]
+    triangles = np.array(triangles)
+    points = np.array([(0.5, 1.5, 0.5), (1.5, 0.5, 0.2), (1.5, 1.5, 0.5), (3, 0, 0)])
+    np.testing.assert_allclose(winding_numbers(triangles, points), [1, 1, 0, 0], atol=1e-9)
+    assert is_inside(triangles[:, ::-1], points).tolist() == [True, True, False, False]
+    many = np.random.default_rng(0).uniform(-1, 3, (60_000, 3))
+    x, y, z = many.T
+    within = (x > 0) & (y > 0) & (z > 0) & (z < 1) & (((x < 2) & (y < 1)) | ((x < 1) & (y < 2)))
+    assert (is_inside(triangles, many) == within).all() and within.sum() > 1000

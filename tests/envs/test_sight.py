@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from envs.cameras import CameraSpec, WorkspaceSpec, save_cameras
 from envs.errors import UserError
 from envs.registry import make
-from envs.sight import winding_number
 
 CENTRE = (0.5, 0.0, 0.3)
 
@@ -58,17 +56,3 @@ def test_cameras_that_cannot_be_meant(env_id: str, camera: CameraSpec, message: 
 )
 def test_others_are_taken(env_id: str, camera: CameraSpec, tmp_path: Path) -> None:
     made(tmp_path, env_id, camera).close()
-
-
-def test_the_winding_number_tells_inside_from_outside_of_any_closed_surface() -> None:
-    """An L of two boxes' union would fool its convex hull; so does this bent prism."""
-    outline = np.array([[0, 0], [2, 0], [2, 1], [1, 1], [1, 2], [0, 2.0]])
-    caps = [[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 4, 5]]
-    low, high = (np.column_stack([outline, np.full(6, z)]) for z in (0.0, 1.0))
-    triangles = [low[face[::-1]] for face in caps] + [high[face] for face in caps]
-    for i in range(6):
-        j = (i + 1) % 6
-        triangles += [[low[i], low[j], high[j]], [low[i], high[j], high[i]]]
-    triangles = np.array(triangles)
-    for point, inside in (((0.5, 1.5, 0.5), 1), ((1.5, 0.5, 0.2), 1), ((1.5, 1.5, 0.5), 0), ((3, 0, 0), 0)):
-        assert winding_number(triangles, np.array(point)) == pytest.approx(inside, abs=1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import shutil
@@ -47,6 +48,9 @@ def probed(workplace: Path, run: Path, *options: str) -> dict:
 # -- numbers whose truth is known --------------------------------------------------------------------------------------
 
 
+DOT = GeomShape(mujoco.mjtGeom.mjGEOM_SPHERE, np.full(3, 1e-9), np.zeros(3), np.eye(3))
+
+
 def glued(apart: float = 0.0) -> tuple[Found, Episodes]:
     """Keypoint 0 on a body that stands, 1 and 2 on moving ones, 3 beside the second by 20 cm and not confident; two
     views put each keypoint ``apart`` from each other."""
@@ -62,7 +66,7 @@ def glued(apart: float = 0.0) -> tuple[Found, Episodes]:
     found = Found(features, points, points[:, None] + shift, confidence, 4 * confidence.mean(1))
     poses = np.tile(np.eye(4), (8, 5, 3, 1, 1))
     poses[..., :3, 3] = bodies
-    shapes = tuple(BodyShape(name, ()) for name in ("stand", "arm", "target"))
+    shapes = tuple(BodyShape(name, (DOT,)) for name in ("stand", "arm", "target"))
     return found, Episodes(np.zeros((8, 5, 2, 4, 4, 3), np.uint8), None, poses, shapes)
 
 
@@ -94,12 +98,20 @@ def test_a_keypoint_sits_on_the_surface_and_not_at_the_origin() -> None:
             [np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]
         ]  # fmt: skip
     poses[:, :, 1, :3, 3] = [0.2, 0.1, 0.5]  # the other body's origin is nearer than the stick's
-    episodes = Episodes(np.zeros((2, 10, 1, 4, 4, 3), np.uint8), None, poses, (stick, BodyShape("other", ())))
+    episodes = Episodes(np.zeros((2, 10, 1, 4, 4, 3), np.uint8), None, poses, (stick, BodyShape("other", (DOT,))))
     tip = torch.tensor(poses[:, :, 0, :3, :3] @ [0.03, 0, 0.5]).flatten(0, 1)[:, None]
     confidence = torch.ones(20, 1, 1, dtype=torch.float64)
     sits = sitting(Found(np.zeros((2, 10, 4)), tip, tip[:, None], confidence, confidence[:, 0]), episodes)
     assert sits.body == ("stick",) and sits.counted.all() and sits.same_body_share == 1
     np.testing.assert_allclose(sits.distance, 2.0, atol=1e-6)  # 3 cm beside the axis of a stick of 1 cm
+
+
+def test_nothing_sits_on_a_frame_without_a_shape() -> None:
+    found, episodes = glued()
+    without = dataclasses.replace(episodes.shapes[2], geoms=())
+    hidden = dataclasses.replace(episodes, shapes=(*episodes.shapes[:2], without))
+    assert sitting(found, episodes).body[2] == "target" and "target" not in sitting(found, hidden).body
+    assert sitting(found, hidden).on("target", 1e9).size == 0 and np.isfinite(sitting(found, hidden).distance).all()
 
 
 def test_views_that_are_not_confident_weigh_less_in_the_disagreement() -> None:
