@@ -41,21 +41,21 @@ _FAST_ANT = {"--ppo.gamma": "0.99", "--total-steps": "200000"}
 _FAST_ARM = {"--ppo.learning-rate": "1e-3", "--ppo.epochs": "6", "--ppo.target-kl": "0.12"}
 """Twice as soon at 100 % on reach as the defaults, in steps; for a little less time."""
 _BOX = {"--encoder.outside": "0", "--encoder.weigh-coverage": None, "--encoder.loss.multiview": "60"}
-"""What is in the box alone counts, and small things count more: cubes and what Meta-World's robot holds are found."""
+"""What is in the box alone counts, and small things count more."""
 _FAST_TABLE = _FAST_ARM | _BOX
-_FAST_METAWORLD = (
-    _FAST_ARM
-    | _BOX
-    | {
-        "--ppo.gamma": "0.99",
-        "--ppo.log-std": "0",
-        "--ppo.entropy": "0.003",
-        "--total-steps": "60000",
-        "--encoder.loss.multiview": "80",
-        "--steps": "4000",
-    }
-)
-"""On the state of window-open, one seed: 100 % after 55,000 steps; without the wider noise of actions never."""
+_FAST_METAWORLD = _FAST_ARM | {
+    "--encoder.weigh-coverage": None,
+    "--encoder.loss.multiview": "80",
+    "--ppo.gamma": "0.99",
+    "--ppo.log-std": "0",
+    "--ppo.entropy": "0.003",
+    "--total-steps": "60000",
+    "--steps": "4000",
+}
+"""On the state of window-open, one seed: 100 % after 55,000 steps; without the wider noise of actions never.
+
+All that is seen counts there, also what is beside the box: Sawyer's thick forearm crosses the box's walls, and keypoints
+wander on the cut. On pick-place, by hand, one seed, it made the probe of the hand 1.7 cm instead of 1.3."""
 PRESETS = ("fast", "paper")
 
 
