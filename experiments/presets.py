@@ -54,8 +54,8 @@ _FAST_METAWORLD = _FAST_ARM | {
 }
 """On the state of window-open, one seed: 100 % after 55,000 steps; without the wider noise of actions never.
 
-All that is seen counts there, also what is beside the box: Sawyer's thick forearm crosses the box's walls, and keypoints
-wander on the cut. On pick-place, by hand, one seed, it made the probe of the hand 1.7 cm instead of 1.3."""
+All that is seen counts there, also beside the box: Sawyer's thick forearm crosses the box's walls, and keypoints wander
+on the cut. On pick-place, by hand, one seed, it made the probe of the hand 1.7 cm instead of 1.3."""
 PRESETS = ("fast", "paper")
 
 

@@ -60,7 +60,8 @@ def write_report(docs: Path, name: str, runs: Sequence[tuple[str, int, str, Path
     draw_curves(records, docs / f"{name}.png")
     if runs[0][3] is not None:
         copy_pictures(runs[0][3], docs, name)
-    print("\n".join([*success_table(records), "", *area_table(records), "", *probe_table(records)]))
+    judged = [*bodies_table(records), "", *places_table(records)] if differ(records) else probe_table(records)
+    print("\n".join([*success_table(records), "", *area_table(records), "", *judged]))
     print(f"written to {path}")
 
 
@@ -247,6 +248,11 @@ def probe_table(records: Sequence[dict[str, Any]]) -> list[str]:
         cells += sitting_texts(probes, bodies[-1])
         lines.append(f"| {name} | {len(group)} | " + " | ".join(cells) + " |")
     return lines
+
+
+def differ(records: Sequence[dict[str, Any]]) -> bool:
+    """Whether the bodies that probes look for are not the same in all, since conditions are of different tasks."""
+    return len({tuple(record["probe"]["probe_error_cm"]) for record in records if "probe" in record}) > 1
 
 
 def bodies_table(records: Sequence[dict[str, Any]]) -> list[str]:

@@ -295,6 +295,10 @@ def test_bodies_of_several_tasks_have_a_row_each_and_what_misses_its_bar_is_mark
     assert hand == "| lift | 2 | hand | 1.5 (1.0 to 2.0) | 9.0 | – | 6.0 | 2.0 |"
     assert thing == "| lift | 2 | thing | 4.0 (3.0 to 5.0) | **7.0** | **7.0** | **8.0** | – |"
     assert other == "| push | 1 | hand | 3.0 | 9.0 | – | **6.0** | **2.0** |" and "**" not in last
+    one, other = probed("lift", 0, 1.0, 3.0), probed("push", 0, 1.0, 3.0)
+    assert not report.differ([one, other])
+    other["probe"]["probe_error_cm"].pop("table")
+    assert report.differ([one, other])
     row = report.places_table([probed("lift", 0, 1.0, 3.0), probed("lift", 1, 2.0, 5.0)])[-1]
     assert row == "| lift | 12 | 5 (5 to 5) | 2.0 (2.0 to 2.0) (3.0) | 80 (80 to 80) |"
 
