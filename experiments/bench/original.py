@@ -62,10 +62,13 @@ def _layers(decoder: KeypointDecoder, maps: Tensor, views: Tensor) -> Tensor:
     return stacked.unflatten(1, (len(networks), -1))
 
 
-def _error(decoder: KeypointDecoder, maps: Tensor, images: Tensor, views: Tensor) -> Tensor:
+def _error(
+    decoder: KeypointDecoder, maps: Tensor, images: Tensor, views: Tensor, foreground: Tensor | None = None
+) -> Tensor:
     target, background = images.float() / 255.0, decoder.background[views]
     seen = (target - background).abs().amax(-3) > FOREGROUND
-    weights = torch.where(seen, decoder.pixel_weights[views], 1.0)
+    relevance = 1.0 if foreground is None or decoder.hull is None else foreground
+    weights = torch.where(seen, decoder.pixel_weights[views] * relevance, 1.0)
     return reconstruction_loss(decoder.draw(maps, views), target, weights)
 
 

@@ -57,7 +57,7 @@ def require_gl() -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("change", [{}, {"depth": "triangulated", "depth_trust": 0.1}])
+@pytest.mark.parametrize("change", [{}, {"depth": "triangulated", "depth_trust": 0.1}, {"outside": 0.0}])
 def test_both_formulations_compute_the_same_losses_and_gradients(change: dict) -> None:
     config = dataclasses.replace(ORIGINAL, precision="float32", keypoints=6, width=4, decoder_width=8, **change)
     ours, plain = (learner.trainer(config, 66, "cpu", frames=16) for _ in range(2))
