@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ class MultiViewObservation(gym.Wrapper):
         quality: str = "light",
         movable: Sequence[str] = (),
         frame_stack: int = 1,
+        action_repeat: int = 1,
     ) -> None:
         """Wrap an environment whose ``unwrapped`` has ``model``, ``data`` and ``fullpath``, as Gymnasium's MujocoEnv.
 
@@ -64,6 +66,7 @@ class MultiViewObservation(gym.Wrapper):
         :param quality: light or full (:class:`envs.visual_model.VisualModel`).
         :param movable: names of bodies without joints that are no background, such as targets.
         :param frame_stack: S, how many frames are observed together.
+        :param action_repeat: steps of the wrapped environment that each action is applied for; rewards add up.
         :raises UserError: for unknown names, sizes that are not positive, or an environment that is not MuJoCo's.
         """
         super().__init__(env)
@@ -73,7 +76,9 @@ class MultiViewObservation(gym.Wrapper):
             raise UserError(f"{type(base).__name__} is no MuJoCo environment: it has no attribute '{missing[0]}'")
         if height < 1 or width < 1:
             raise UserError(f"image size is {height} x {width}; height and width must be positive")
-        self._height, self._width = int(height), int(width)
+        if action_repeat < 1:
+            raise UserError(f"action repeat is {action_repeat}; each action is applied at least once")
+        self._height, self._width, self.action_repeat = int(height), int(width), int(action_repeat)
         self._observe = _check_observe(observe)
         self._workspace = workspace or _whole_model(base.model)
         self._visual = VisualModel(
@@ -94,7 +99,7 @@ class MultiViewObservation(gym.Wrapper):
         self._synced()
         self.observation_space = self._make_space()
         # Wrappers in between, such as time limits, keep what no method tells: then the episode is played again, too.
-        self._played = env if hasattr(env, "save_state") else EpisodeLog(env, self.horizon)
+        self._played = env if hasattr(env, "save_state") else EpisodeLog(env, self._own_horizon)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         """Start an episode; the same seed gives the same episode."""
@@ -102,9 +107,17 @@ class MultiViewObservation(gym.Wrapper):
         return self._observation(state, begins=True), self._with_success(info)
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        """One step; the images show the state after it."""
-        state, reward, terminated, truncated, info = self._played.step(action)
-        return self._observation(state), float(reward), bool(terminated), bool(truncated), self._with_success(info)
+        """One step, which is several of the wrapped environment's where actions are repeated.
+
+        The images show the state after it; it is a success if the last of them is.
+        """
+        total = 0.0
+        for _ in range(self.action_repeat):
+            state, reward, terminated, truncated, info = self._played.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return self._observation(state), total, bool(terminated), bool(truncated), self._with_success(info)
 
     def save_state(self) -> dict[str, Any]:
         """The whole state between two steps: plain values and arrays (:mod:`envs.snapshots`). Write to none of them.
@@ -184,6 +197,12 @@ class MultiViewObservation(gym.Wrapper):
     @property
     def horizon(self) -> int | None:
         """Steps after which an episode is truncated, None where there is no limit."""
+        own = self._own_horizon
+        return None if own is None else math.ceil(own / self.action_repeat)
+
+    @property
+    def _own_horizon(self) -> int | None:
+        """The same in steps of the wrapped environment."""
         own = getattr(self.unwrapped, "horizon", None)
         return own if own is not None else getattr(self.env.spec, "max_episode_steps", None)
 

@@ -70,6 +70,7 @@ def make(
     quality: str = "light",
     redraw: int | None = None,
     split: str = "train",
+    action_repeat: int = 1,
 ) -> MultiViewObservation:
     """Make an environment that is seen from several cameras.
 
@@ -85,6 +86,7 @@ def make(
         cameras at other places (those of a file stay). None: the task's own scene.
     :param split: "train" or "test": from which configurations episodes are drawn. It makes no difference to a task that
         draws each start anew; there, training and tests have different seeds.
+    :param action_repeat: steps of the task that each action is applied for. An episode has as many fewer decisions.
     :raises UserError: for an unknown environment, camera, observation, renderer or split, a faulty cameras file, or an
         environment that cannot be redrawn.
     """
@@ -114,6 +116,7 @@ def make(
         quality=quality,
         movable=getattr(env.unwrapped, "movable", ()),
         frame_stack=getattr(env.unwrapped, "frame_stack", 1),
+        action_repeat=action_repeat,
     )
     if cameras is not None and is_cameras_file(cameras):
         require_sight(seen.synced_visual(), seen.workspace)

@@ -52,6 +52,7 @@ def constructor(config: RunConfig, split: str) -> Callable[[], gym.Env]:
         quality=config.render.quality,
         redraw=config.redraw,
         split=split,
+        action_repeat=config.action_repeat,
     )
 
 

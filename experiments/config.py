@@ -185,6 +185,8 @@ class RunConfig:
     :param cameras: YAML file of cameras in place of the task's own, or names of some of those, separated by commas.
     :param redraw: draw the scene's colours, the start and the camera rig anew from this number.
     :param image_size: pixels per side of every view.
+    :param action_repeat: steps of the task that each action is applied for; every number of steps, an episode's too,
+        then counts actions. Rewards add up.
     :param render: how images are made.
     :param threads: threads of the network library; 0 takes all cores.
     :param encoder: what the policy acts on.
@@ -197,6 +199,7 @@ class RunConfig:
     cameras: str | None = None
     redraw: int | None = bounded(None, least=0, most=2**63 - 1)
     image_size: int = bounded(64, least=16, most=1024)
+    action_repeat: int = bounded(1, least=1, most=1000)
     render: RenderConfig = field(default_factory=RenderConfig)
     threads: int = bounded(0, least=0, most=1024)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

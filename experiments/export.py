@@ -218,6 +218,7 @@ def about(run: Run, checkpoint: Checkpoint, env: gym.Env) -> dict[str, str]:
         "checkpoint": checkpoint.step,
         "algorithm": run.config.algorithm,
         "encoder": run.config.encoder.kind,
+        "action_repeat": run.config.action_repeat,
     }
     if isinstance(env.action_space, spaces.Box):
         facts |= {"action_low": env.action_space.low.tolist(), "action_high": env.action_space.high.tolist()}

@@ -164,6 +164,7 @@ def test_an_environment_without_actuated_joints_has_no_proprio(scene):
         (dict(observe=("image",)), "unknown observation 'image': did you mean 'images'? valid: images, proprio, state"),
         (dict(observe=()), "observe is empty"),
         (dict(height=0), "image size is 0 x 64"),
+        (dict(action_repeat=0), "action repeat is 0; each action is applied at least once"),
         (dict(renderer="opengl"), "unknown renderer 'opengl'"),
         (dict(movable=("targt",)), "did you mean 'target'"),
     ],
@@ -223,3 +224,45 @@ def test_a_tasks_scripted_policy_solves_it_through_the_wrapper(redraw):
 def test_a_task_without_a_scripted_policy_says_so(reacher):
     with pytest.raises(UserError, match="ReacherEnv has no scripted policy"):
         reacher.scripted_action()
+
+
+@pytest.mark.parametrize("env_id", ["reach-multiview", "Reacher-v5"])
+def test_a_repeated_action_is_as_many_steps(env_id: str) -> None:
+    """Four times each action, against the same by hand; 50 steps end in the middle of the 13th action."""
+    cameras = CAMERAS / "reacher.yaml" if env_id == "Reacher-v5" else None
+    ours, plain = (make(env_id, cameras=cameras, height=16, width=16, action_repeat=n) for n in (4, 1))
+    assert (ours.horizon, plain.horizon) == (13, 50)
+    (observation, _), _ = ours.reset(seed=1), plain.reset(seed=1)
+    plain.action_space.seed(1)
+    over, actions = False, 0
+    while not over:
+        action = plain.action_space.sample()
+        observation, reward, terminated, over, info = ours.step(action)
+        rewards = []
+        for _ in range(4):
+            expected, one, _, ended, last = plain.step(action)
+            rewards.append(one)
+            if ended:
+                break
+        actions += 1
+        assert reward == sum(rewards) and over == ended and not terminated
+        assert info["is_success"] == last["is_success"]
+        for key, value in expected.items():
+            np.testing.assert_array_equal(observation[key], value)
+    assert actions == 13 and len(rewards) == 2
+    ours.close(), plain.close()
+
+
+@pytest.mark.parametrize("env_id", ["reach-multiview", "Reacher-v5"])
+def test_an_environment_that_repeats_actions_goes_on_from_its_state(env_id: str) -> None:
+    cameras = CAMERAS / "reacher.yaml" if env_id == "Reacher-v5" else None
+    first, other = (make(env_id, cameras=cameras, height=16, width=16, action_repeat=4) for _ in range(2))
+    run(first, 12)
+    other.reset(seed=5)
+    found = other.load_state(first.save_state())
+    np.testing.assert_array_equal(found["images"], first.render_views())
+    action = first.action_space.sample()
+    after, again = first.step(action), other.step(action)
+    np.testing.assert_array_equal(after[0]["proprio"], again[0]["proprio"])
+    assert after[1:4] == again[1:4] and after[3], "the 13th action ends the episode"
+    first.close(), other.close()

@@ -126,3 +126,10 @@ def test_the_ray_tracer_draws_all_environments_together() -> None:
     assert isinstance(env.unwrapped, BatchVecEnv) and env.unwrapped.renderer.threads == 2
     assert not env.unwrapped.tensors and env.unwrapped.device == "cpu", "on a CPU the images are arrays"
     env.close()
+
+
+def test_actions_are_repeated_as_often_as_asked_for() -> None:
+    for repeat, horizon in ((1, 50), (4, 13)):
+        env = building.make_env(TrainConfig(image_size=32, action_repeat=repeat))
+        assert (env.get_wrapper_attr("action_repeat"), env.get_wrapper_attr("horizon")) == (repeat, horizon)
+        env.close()

@@ -206,7 +206,7 @@ def test_options_that_do_not_go_together_name_their_line(tmp_path: Path) -> None
     expected = " line <kind:>, key 'encoder.kind': is 'state': only keypoints can be pretrained"
     assert numbered(expected, state) in refusal(path, state)
     mapping = replaced(text, ("render:\n  backend: auto\n  quality: light\n  workers: 0\n", "render: 3\n"))
-    assert " line 8, key 'render': must be a mapping with the keys backend, quality" in refusal(path, mapping)
+    assert " line 9, key 'render': must be a mapping with the keys backend, quality" in refusal(path, mapping)
     for other in ("[1, 2]", "reach", "3", "null"):
         assert "must hold the options of a run as 'name: value'" in refusal(path, other)
 

@@ -225,6 +225,7 @@ def test_the_file_says_what_it_is(exported: tuple[Path, str]) -> None:
     assert {name: facts[name] for name in ("env", "run", "checkpoint", "algorithm", "encoder")} == {
         "env": "reach-multiview", "run": "tiny", "checkpoint": "160", "algorithm": "ppo", "encoder": "keypoint3d"
     }  # fmt: skip
+    assert facts["action_repeat"] == "1"
     assert json.loads(facts["cameras"]) == ["left", "right", "front"] and json.loads(facts["image_size"]) == [32, 32]
     assert json.loads(facts["action_low"]) == [-1.0] * 4 and json.loads(facts["action_high"]) == [1.0] * 4
     assert b".py" not in exported[0].read_bytes(), "nothing of the machine that it was made on"

@@ -61,7 +61,7 @@ def test_fast_learns_in_larger_steps_and_has_longer_sight_and_more_noise_on_meta
         assert (config.ppo.learning_rate, config.ppo.epochs, config.ppo.target_kl) == (1e-3, 6, 0.12)
     assert (own.ppo.gamma, own.ppo.log_std, own.total_steps) == (PPOConfig().gamma, PPOConfig().log_std, 40_000)
     assert (theirs.ppo.gamma, theirs.ppo.log_std, theirs.ppo.entropy) == (0.99, 0.0, 0.003)
-    assert theirs.total_steps == 60_000 and theirs.cameras is None
+    assert (theirs.total_steps, theirs.action_repeat, own.action_repeat) == (20_000, 4, 1) and theirs.cameras is None
 
 
 def test_fast_looks_for_small_things_where_there_is_an_object() -> None:
