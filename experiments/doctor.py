@@ -14,14 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.cli import parse, run_main
+from experiments.options.cli import parse, run_main
 
 PACKAGES = ("torch", "mujoco", "stable-baselines3", "gymnasium")
 MARKS = {"ok": "  ", "warning": "! ", "error": "X "}
 GIB = 2**30
 
 # Run in processes of their own: a driver that crashes or hangs must not take the doctor down with it.
-PROBE = "import json; from {} import {} as ask; from experiments.cli import run_main; "
+PROBE = "import json; from {} import {} as ask; from experiments.options.cli import run_main; "
 PROBE += "run_main(lambda argv: print(json.dumps(ask(*{}))))"
 
 

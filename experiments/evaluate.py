@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from agents.finite import refuse_nonfinite_outputs
 from envs.errors import UserError
-from experiments.ablations import Environments, conditions
-from experiments.algorithms import load_policy
-from experiments.building import make_env, use_threads
-from experiments.cli import parse, run_main, write_result
-from experiments.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, table
-from experiments.outliers import check_outliers, rejecting_outliers
+from experiments.judging.ablations import Environments, conditions
+from experiments.judging.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, table
+from experiments.judging.outliers import check_outliers, rejecting_outliers
+from experiments.options.cli import parse, run_main, write_result
 from experiments.provenance import origin
 from experiments.runs import Run
+from experiments.training.algorithms import load_policy
+from experiments.training.building import make_env, use_threads
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def measure(
     """Play the block of evaluation seeds, with a progress bar on a terminal.
 
     :param config: how many episodes, and of which block.
-    :param policy: SB3's, as :func:`experiments.building.load_policy` gives it.
+    :param policy: SB3's, as :func:`experiments.training.building.load_policy` gives it.
     :param envs: to play in, side by side.
     :param transform: changes batched observations; None changes nothing.
     :param name: of the condition, for the progress bar.

@@ -29,12 +29,12 @@ from agents.finite import refuse_nonfinite_outputs
 from agents.policies import keypoint_extractor
 from agents.scene import Scene
 from envs.errors import UserError
-from experiments.algorithms import load_policy
-from experiments.building import make_env, use_threads
-from experiments.cli import parse, require_place, run_main, write_result
-from experiments.evaluation import EVALUATION_SEED, Observation, stack
-from experiments.outliers import check_outliers, rejecting_outliers
+from experiments.judging.evaluation import EVALUATION_SEED, Observation, stack
+from experiments.judging.outliers import check_outliers, rejecting_outliers
+from experiments.options.cli import parse, require_place, run_main, write_result
 from experiments.runs import Checkpoint, Run
+from experiments.training.algorithms import load_policy
+from experiments.training.building import make_env, use_threads
 
 if TYPE_CHECKING:
     import onnx
@@ -96,7 +96,7 @@ class ActingPolicy(nn.Module):
 
     SB3's ``predict`` does the last steps in numpy, and asks a distribution, which cannot be exported, for its mode.
 
-    :param policy: of PPO, SAC or TQC, as :func:`experiments.algorithms.load_policy` gives it.
+    :param policy: of PPO, SAC or TQC, as :func:`experiments.training.algorithms.load_policy` gives it.
     """
 
     def __init__(self, policy: BasePolicy) -> None:

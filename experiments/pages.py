@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import report, tasks
+from experiments import tasks
 from experiments.bench import tables
 from experiments.provenance import origin
 from experiments.soak import tables as soak_tables
+from experiments.studies import report
 
 TABLES = report.TABLES | tables.TABLES | soak_tables.TABLES | tasks.TABLES
 """Kinds of tables that a page may ask for."""

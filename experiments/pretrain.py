@@ -26,18 +26,18 @@ from agents.policies import KeypointPolicy
 from agents.scene import Scene
 from agents.unsupervised import UnsupervisedTrainer
 from envs.errors import UserError
-from experiments.building import SEEDS_PER_RUN, choose_device, side_by_side, use_threads
-from experiments.checkpointing import disk_error
-from experiments.cli import parse, run_main
-from experiments.config import LogConfig, PretrainConfig
-from experiments.episodes import Actors
-from experiments.estimate import Estimate, resident_memory
+from experiments.judging.episodes import Actors
 from experiments.logs import metrics_logger
-from experiments.pictures import keypoint_sheet, write_picture
-from experiments.presets import expanded
-from experiments.progress import Progress
-from experiments.recording import StopRequest
+from experiments.options.cli import parse, run_main
+from experiments.options.config import LogConfig, PretrainConfig
+from experiments.options.presets import expanded
 from experiments.runs import Run
+from experiments.training.building import SEEDS_PER_RUN, choose_device, side_by_side, use_threads
+from experiments.training.checkpointing import disk_error
+from experiments.training.estimate import Estimate, resident_memory
+from experiments.training.pictures import keypoint_sheet, write_picture
+from experiments.training.progress import Progress
+from experiments.training.recording import StopRequest
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 
 ENVS = 8

@@ -20,8 +20,8 @@ from agents.scene import Scene
 from envs import registry
 from envs.errors import UserError
 from envs.multiview import MultiViewObservation
-from experiments.cli import parse, run_main
-from experiments.config import RenderConfig
+from experiments.options.cli import parse, run_main
+from experiments.options.config import RenderConfig
 from experiments.runs import folder_name
 from experiments.video import sharp_views
 from kp3d_rl.cameras import Rig, Workspace, in_front

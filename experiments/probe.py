@@ -23,16 +23,16 @@ import kp3d_rl
 from agents.finite import refuse_nonfinite_outputs
 from agents.scene import Scene
 from envs.errors import UserError, unknown
-from experiments.algorithms import load_policy
-from experiments.building import choose_device, make_env, require_same_scene, use_threads
-from experiments.cli import parse, run_main, write_result
-from experiments.config import PretrainConfig, RunConfig
-from experiments.episodes import Act, Episodes, act_by, behaviour, collect, visible_bodies
-from experiments.probe_picture import look, probe_picture
-from experiments.progress import Progress
+from experiments.judging.episodes import Act, Episodes, act_by, behaviour, collect, visible_bodies
+from experiments.judging.probe_picture import look, probe_picture
+from experiments.judging.representation import Baselines, Sitting, find, make_extractor, probe_errors, sitting
+from experiments.options.cli import parse, run_main, write_result
+from experiments.options.config import PretrainConfig, RunConfig
 from experiments.provenance import origin
-from experiments.representation import Baselines, Sitting, find, make_extractor, probe_errors, sitting
 from experiments.runs import Run
+from experiments.training.algorithms import load_policy
+from experiments.training.building import choose_device, make_env, require_same_scene, use_threads
+from experiments.training.progress import Progress
 from kp3d_rl.keypoint3d import Keypoint3D
 from kp3d_rl.metrics import EpisodeSplit, split_episodes
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from envs.renderers import chosen_backend
-from experiments.config import RunConfig
+from experiments.options.config import RunConfig
 
 NUMERICAL = ("torch", "numpy", "mujoco", "mujoco_warp", "stable_baselines3", "sb3_contrib", "gymnasium")
 """Libraries whose version may change a number."""

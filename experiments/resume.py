@@ -14,8 +14,13 @@ from dataclasses import dataclass
 
 from envs.errors import UserError
 from envs.renderers import chosen_backend
-from experiments.building import make_training_env, require_same_scene, use_threads
-from experiments.checkpointing import (
+from experiments.logs import complete_record, read_back, require_login, require_state
+from experiments.options.cli import parse, run_main
+from experiments.options.config import TrainConfig
+from experiments.runs import Checkpoint, Run
+from experiments.train import build, describe, train
+from experiments.training.building import make_training_env, require_same_scene, use_threads
+from experiments.training.checkpointing import (
     FINISHED,
     disk_error,
     is_finished,
@@ -23,12 +28,7 @@ from experiments.checkpointing import (
     recorded_circumstances,
     report_circumstances,
 )
-from experiments.cli import parse, run_main
-from experiments.config import TrainConfig
-from experiments.logs import complete_record, read_back, require_login, require_state
-from experiments.recording import StopRequest
-from experiments.runs import Checkpoint, Run
-from experiments.train import build, describe, train
+from experiments.training.recording import StopRequest
 from kp3d_rl.storage.files import DamagedError
 
 

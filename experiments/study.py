@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from envs.errors import UserError, unknown
-from experiments.cli import parse, run_main
+from experiments.options.cli import parse, run_main
 from experiments.pages import fill_pages
-from experiments.report import recorded, write_report
 from experiments.runs import ROOT, folder_name
-from experiments.studies import AUTOENCODER_SEEDS, STUDIES, Condition
+from experiments.studies.conditions import AUTOENCODER_SEEDS, STUDIES, Condition
+from experiments.studies.report import recorded, write_report
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from envs import registry
 from envs.errors import UserError
 from envs.visual_model import with_children
-from experiments.cli import parse, run_main
-from experiments.evaluation import evaluation_seeds
+from experiments.judging.evaluation import evaluation_seeds
+from experiments.options.cli import parse, run_main
 
 STARTS = 50
 """Starts that are looked at: of a task with configurations, each of them once."""

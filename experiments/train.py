@@ -20,19 +20,19 @@ from agents.callbacks import AuxiliaryCallback, ClippingCallback
 from agents.finite import NonFiniteError, refuse_nonfinite_outputs
 from agents.scene import Scene
 from envs.errors import UserError
-from experiments.algorithms import build_model, describe_replay
-from experiments.building import make_env, make_training_env, use_threads
-from experiments.checkpointing import CheckpointCallback, Stopped, disk_error, save_finished
-from experiments.cli import parse, run_main
-from experiments.config import TrainConfig
-from experiments.estimate import estimate
 from experiments.logs import RunLogger, metrics_logger, require_login
-from experiments.pictures import save_picture
-from experiments.presets import expanded
-from experiments.pretrained import load_pretrained
-from experiments.progress import Progress
-from experiments.recording import Evaluator, Every, ProgressCallback, Rows, StopRequest
+from experiments.options.cli import parse, run_main
+from experiments.options.config import TrainConfig
+from experiments.options.presets import expanded
 from experiments.runs import Checkpoint, Run
+from experiments.training.algorithms import build_model, describe_replay
+from experiments.training.building import make_env, make_training_env, use_threads
+from experiments.training.checkpointing import CheckpointCallback, Stopped, disk_error, save_finished
+from experiments.training.estimate import estimate
+from experiments.training.pictures import save_picture
+from experiments.training.pretrained import load_pretrained
+from experiments.training.progress import Progress
+from experiments.training.recording import Evaluator, Every, ProgressCallback, Rows, StopRequest
 
 LOG_EVERY = 1000
 """Environment steps between two rows of numbers of SAC and TQC; PPO writes one for each rollout."""

@@ -31,13 +31,13 @@ from tqdm import tqdm
 from agents.finite import refuse_nonfinite_outputs
 from agents.policies import keypoint_extractor
 from envs.errors import UserError
-from experiments.algorithms import load_policy
-from experiments.building import make_env, use_threads
-from experiments.cli import parse, run_main
-from experiments.evaluation import Observation, evaluation_seeds, stack
-from experiments.outliers import check_outliers, rejecting_outliers
-from experiments.pictures import overlays, reconstructions
+from experiments.judging.evaluation import Observation, evaluation_seeds, stack
+from experiments.judging.outliers import check_outliers, rejecting_outliers
+from experiments.options.cli import parse, run_main
 from experiments.runs import Run
+from experiments.training.algorithms import load_policy
+from experiments.training.building import make_env, use_threads
+from experiments.training.pictures import overlays, reconstructions
 from kp3d_rl.drawing import INK, PAPER, caption, fitting_font, plot3d, resize, tile
 from kp3d_rl.keypoint3d import Keypoints
 

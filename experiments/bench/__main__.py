@@ -23,9 +23,9 @@ from experiments.bench.checkpoints import checkpoint_cost
 from experiments.bench.looks import looks
 from experiments.bench.report import write
 from experiments.bench.scenes import hammer, reach
-from experiments.building import choose_device, use_threads
-from experiments.cli import parse, run_main
-from experiments.config import TrainConfig
+from experiments.options.cli import parse, run_main
+from experiments.options.config import TrainConfig
+from experiments.training.building import choose_device, use_threads
 
 Rows = list[dict[str, Any]]
 

@@ -16,13 +16,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.callbacks import AuxiliaryCallback
 from experiments.bench.memory import MEGABYTE
-from experiments.building import make_training_env
-from experiments.checkpointing import CheckpointCallback
-from experiments.config import TrainConfig
 from experiments.logs import metrics_logger
-from experiments.recording import Evaluator, StopRequest
+from experiments.options.config import TrainConfig
 from experiments.runs import Run
 from experiments.train import build, callbacks
+from experiments.training.building import make_training_env
+from experiments.training.checkpointing import CheckpointCallback
+from experiments.training.recording import Evaluator, StopRequest
 
 Row = dict[str, Any]
 

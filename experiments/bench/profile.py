@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from envs.errors import UserError
 from experiments.bench.training import timed_training
-from experiments.building import make_training_env, use_threads
-from experiments.cli import parse, run_main
-from experiments.config import TrainConfig
+from experiments.options.cli import parse, run_main
+from experiments.options.config import TrainConfig
+from experiments.training.building import make_training_env, use_threads
 
 
 @dataclass(frozen=True)

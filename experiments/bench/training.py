@@ -12,13 +12,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.callbacks import AuxiliaryCallback
 from agents.scene import Scene
-from experiments.algorithms import build_model
 from experiments.bench.naive import naive_env
 from experiments.bench.original import ORIGINAL, use_original_formulation
 from experiments.bench.stages import watched
 from experiments.bench.timing import wait_for
-from experiments.building import make_training_env
-from experiments.config import TrainConfig
+from experiments.options.config import TrainConfig
+from experiments.training.algorithms import build_model
+from experiments.training.building import make_training_env
 
 Row = dict[str, Any]
 REST = "the rest: buffers, advantages, quality, logs"

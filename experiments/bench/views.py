@@ -18,7 +18,7 @@ from envs.renderers import make_renderer
 from envs.visual_model import VisualModel
 from experiments.bench.scenes import BenchScene, ring
 from experiments.bench.timing import one_core, race
-from experiments.building import cores
+from experiments.training.building import cores
 
 Row = dict[str, Any]
 Draw = Callable[[], Sequence[np.ndarray]]

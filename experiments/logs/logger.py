@@ -13,11 +13,11 @@ from stable_baselines3.common.logger import (
 )
 
 from envs.errors import UserError
-from experiments.config import LogConfig
 from experiments.logs.metrics import MetricsFile
 from experiments.logs.tensorboard_events import EVENT_FILE, EventFiles
 from experiments.logs.values import TOO_LARGE, one_line
 from experiments.logs.weights_and_biases import RUN_ID, WandbOutputFormat, lacks_rows, open_wandb, require_login
+from experiments.options.config import LogConfig
 from experiments.runs import Run
 from kp3d_rl.storage.files import DamagedError
 from kp3d_rl.storage.trees import Tree, describe, require_like

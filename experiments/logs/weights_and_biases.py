@@ -18,9 +18,9 @@ from stable_baselines3.common.logger import (
 )
 
 from envs.errors import UserError
-from experiments.config import LogConfig
 from experiments.logs.metrics import MetricsFile
 from experiments.logs.values import Excluded, one_line, to_python, warn
+from experiments.options.config import LogConfig
 from experiments.runs import Run
 from kp3d_rl.storage.files import read_whole
 

@@ -27,8 +27,8 @@ from filelock import FileLock, Timeout
 from agents.scene import Scene
 from envs.errors import UserError
 from envs.registry import env_ids, is_cameras_file, unknown_environment
-from experiments.config import PretrainConfig, RunConfig, TrainConfig
-from experiments.config_files import from_yaml, to_yaml
+from experiments.options.config import PretrainConfig, RunConfig, TrainConfig
+from experiments.options.files import from_yaml, to_yaml
 from experiments.provenance import origin
 from experiments.runs.checkpoints import Checkpoint, Checkpoints
 from kp3d_rl.storage.files import DamagedError, parse_json, printable, read_whole, remove, sync_folder, write_whole

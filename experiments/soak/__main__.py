@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from envs.errors import unknown
-from experiments.building import cores
-from experiments.cli import parse, run_main
+from experiments.options.cli import parse, run_main
 from experiments.pages import fill_pages, record
 from experiments.soak.damage import damage
 from experiments.soak.endurance import endurance
 from experiments.soak.kills import TRAININGS, differences, kill_again_and_again, train
+from experiments.training.building import cores
 
 Rows = list[dict[str, Any]]
 

@@ -32,14 +32,14 @@ from typing import TypeVar
 import kp3d_rl
 from envs.errors import UserError
 from experiments import evaluate, export, probe, video
-from experiments.building import cores, use_threads
-from experiments.progress import Progress
 from experiments.soak.judge import wrong
 from experiments.soak.kinds import change_kind
 from experiments.soak.mutators import CANARY, STRUCTURED, mutate
 from experiments.soak.patient import Patient
 from experiments.soak.states import change_state
 from experiments.soak.watch import Hangs, limit_memory, quiet, time_limit, watched
+from experiments.training.building import cores, use_threads
+from experiments.training.progress import Progress
 
 Result = TypeVar("Result")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.memory import MEGABYTE, proportional_set_size
-from experiments.progress import Progress
+from experiments.training.progress import Progress
 
 Row = dict[str, Any]
 RESOURCES = ("megabytes", "shared_megabytes", "open_files", "threads", "processes")

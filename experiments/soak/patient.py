@@ -17,13 +17,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.buffers import Stream
 from agents.training_state import save_random_state, save_training_state
-from experiments.algorithms import load_policy
-from experiments.building import make_env, make_training_env, require_same_scene, use_threads
-from experiments.checkpointing import CheckpointCallback, is_finished, load_checkpoint, report_circumstances
-from experiments.cli import parse
-from experiments.config import TrainConfig
 from experiments.logs import metrics_logger
-from experiments.recording import Evaluator, StopRequest
+from experiments.options.cli import parse
+from experiments.options.config import TrainConfig
 from experiments.resume import as_it_was, find_checkpoint
 from experiments.runs import Checkpoint, Run
 from experiments.runs.checkpoints import DESCRIPTION, FILES
@@ -31,6 +27,10 @@ from experiments.runs.segments import Segment
 from experiments.soak.judge import Loaded
 from experiments.soak.kills import TRAININGS
 from experiments.train import build, callbacks, train
+from experiments.training.algorithms import load_policy
+from experiments.training.building import make_env, make_training_env, require_same_scene, use_threads
+from experiments.training.checkpointing import CheckpointCallback, is_finished, load_checkpoint, report_circumstances
+from experiments.training.recording import Evaluator, StopRequest
 
 _UNREAD = ("lock", "origin.json", "pictures", "wandb")
 """What is in a run folder that a load does not read."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from envs.errors import UserError, unknown
 from experiments import resume, train
-from experiments.cli import run_main
+from experiments.options.cli import run_main
 from experiments.runs import Checkpoints
 from kp3d_rl.storage.files import link_or_copy, remove
 

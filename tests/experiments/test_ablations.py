@@ -17,8 +17,8 @@ from agents.scene import Scene
 from envs.errors import UserError
 from envs.registry import make
 from experiments import evaluate as script
-from experiments.ablations import OTHER_SEED, SwappedViews, conditions
-from experiments.evaluation import evaluate
+from experiments.judging.ablations import OTHER_SEED, SwappedViews, conditions
+from experiments.judging.evaluation import evaluate
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig
 from tests.dotworld import DotEnv, dot_scene
 from tests.experiments.conftest import run_in

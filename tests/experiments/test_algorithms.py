@@ -18,10 +18,10 @@ from agents import replay
 from agents.scene import Scene
 from envs.errors import UserError
 from experiments import evaluate, train, video
-from experiments.algorithms import EXTRACTORS, ONLY_FOR, build_model, describe_replay
-from experiments.config import AuxiliaryConfig, EncoderConfig, PretrainConfig, SACConfig, TrainConfig
-from experiments.pretrained import load_pretrained
+from experiments.options.config import AuxiliaryConfig, EncoderConfig, PretrainConfig, SACConfig, TrainConfig
 from experiments.runs import Run
+from experiments.training.algorithms import EXTRACTORS, ONLY_FOR, build_model, describe_replay
+from experiments.training.pretrained import load_pretrained
 from kp3d_rl.options import option_kinds
 from tests.dotworld import DotEnv, dot_scene
 from tests.experiments.conftest import TINY, run_in

@@ -29,8 +29,8 @@ from experiments.bench.original import ORIGINAL, use_original_formulation
 from experiments.bench.scenes import BenchScene, reach
 from experiments.bench.stages import Stages
 from experiments.bench.timing import one_core, race
-from experiments.building import cores
-from experiments.config import EncoderConfig, PPOConfig, RenderConfig, TrainConfig
+from experiments.options.config import EncoderConfig, PPOConfig, RenderConfig, TrainConfig
+from experiments.training.building import cores
 from tests.counting import CountingEnv
 from tests.tasks import ARM
 

@@ -18,10 +18,10 @@ from agents.callbacks import AuxiliaryConfig
 from agents.scene import Scene
 from agents.vec_env import NormalizeReward
 from agents.worker_env import WorkerVecEnv
-from experiments import building
-from experiments.algorithms import build_model
-from experiments.building import make_training_env
-from experiments.config import EncoderConfig, PPOConfig, RenderConfig, TrainConfig
+from experiments.options.config import EncoderConfig, PPOConfig, RenderConfig, TrainConfig
+from experiments.training import building
+from experiments.training.algorithms import build_model
+from experiments.training.building import make_training_env
 from tests.dotworld import DotEnv, dot_scene
 
 CONFIG = TrainConfig(
@@ -84,7 +84,7 @@ def test_environments_are_as_many_as_asked_for_and_rewards_normalised_if_asked_f
 def test_freed_memory_is_kept_for_the_next_gradient_step() -> None:
     code = """
 import resource, sys, torch
-from experiments.building import keep_freed_memory
+from experiments.training.building import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -13,8 +13,8 @@ from typing import Literal
 import pytest
 
 from envs.errors import UserError
-from experiments.cli import options, parse, run_main, write_result
-from experiments.config import TrainConfig
+from experiments.options.cli import options, parse, run_main, write_result
+from experiments.options.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def test_exit_codes(raised, code: int, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_planted_bug_keeps_its_traceback_and_exits_with_1() -> None:
-    program = "from experiments.cli import run_main\ndef main(argv):\n    return 1 / 0\nrun_main(main)"
+    program = "from experiments.options.cli import run_main\ndef main(argv):\n    return 1 / 0\nrun_main(main)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from agents.callbacks import AuxiliaryConfig
 from envs.errors import UserError
-from experiments.config import (
+from experiments.options.config import (
     EncoderConfig,
     LogConfig,
     PPOConfig,
@@ -27,7 +27,7 @@ from experiments.config import (
     SACConfig,
     TrainConfig,
 )
-from experiments.config_files import from_yaml, to_yaml
+from experiments.options.files import from_yaml, to_yaml
 from experiments.soak.mutators import CANARY, mutate
 
 STORM = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}

@@ -11,7 +11,7 @@ import pytest
 from agents.vec_env import make_vec_env
 from envs import registry
 from envs.errors import UserError
-from experiments.episodes import HELD_STEPS, Actors, act_by, act_randomly, behaviour, collect, visible_bodies
+from experiments.judging.episodes import HELD_STEPS, Actors, act_by, act_randomly, behaviour, collect, visible_bodies
 
 
 @pytest.fixture(scope="module")

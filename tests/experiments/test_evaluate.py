@@ -14,9 +14,7 @@ from agents.finite import NonFiniteError
 from envs import registry
 from envs.errors import UserError
 from experiments import evaluate as script
-from experiments.building import SEEDS_PER_RUN
-from experiments.config import TrainConfig
-from experiments.evaluation import (
+from experiments.judging.evaluation import (
     EVALUATION_SEED,
     PERIODIC_SEED,
     Episode,
@@ -25,6 +23,8 @@ from experiments.evaluation import (
     evaluation_seeds,
     table,
 )
+from experiments.options.config import TrainConfig
+from experiments.training.building import SEEDS_PER_RUN
 from tests.dotworld import DotEnv
 from tests.experiments.conftest import run_in
 

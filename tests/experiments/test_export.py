@@ -23,12 +23,12 @@ from envs.cameras import CameraSpec, save_cameras
 from envs.errors import UserError
 from envs.tasks.reach import ReachEnv
 from experiments import export
-from experiments.algorithms import load_policy, policy_arguments, policy_class
-from experiments.building import make_env
-from experiments.cli import write_result
-from experiments.config import EncoderConfig, PPOConfig, SACConfig, TrainConfig
-from experiments.evaluation import stack
+from experiments.judging.evaluation import stack
+from experiments.options.cli import write_result
+from experiments.options.config import EncoderConfig, PPOConfig, SACConfig, TrainConfig
 from experiments.runs import Run
+from experiments.training.algorithms import load_policy, policy_arguments, policy_class
+from experiments.training.building import make_env
 from kp3d_rl.geometry import fuse
 from tests.experiments.conftest import run_in
 

@@ -29,12 +29,12 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer import event_file_writer
 
 from envs.errors import UserError
-from experiments.config import LogConfig, TrainConfig
 from experiments.logs import RunLogger, complete_record, metrics_logger, weights_and_biases
 from experiments.logs.metrics import MetricsFile
 from experiments.logs.tensorboard_events import EventFiles
 from experiments.logs.values import STEP
 from experiments.logs.weights_and_biases import Sent, WandbOutputFormat, find_sent
+from experiments.options.config import LogConfig, TrainConfig
 from experiments.runs import Run
 from kp3d_rl.storage.trees import pack, unpack
 
@@ -706,7 +706,7 @@ def test_a_file_of_wandb_is_read_as_far_as_it_is_whole(tmp_path: Path) -> None:
 KILLED = """
 import json, os, signal, sys, time
 from pathlib import Path
-from experiments.config import LogConfig, TrainConfig
+from experiments.options.config import LogConfig, TrainConfig
 from experiments.logs import metrics_logger
 from experiments.runs import Run
 from tests.experiments.test_logs import log_wide_row

@@ -17,11 +17,11 @@ from agents.extractors import KeypointExtractor
 from agents.scene import Scene
 from envs.errors import UserError
 from experiments import evaluate, export, video
-from experiments.algorithms import load_policy
-from experiments.building import make_env
-from experiments.evaluation import EVALUATION_SEED, stack
-from experiments.outliers import rejecting_outliers
+from experiments.judging.evaluation import EVALUATION_SEED, stack
+from experiments.judging.outliers import rejecting_outliers
 from experiments.runs import Run
+from experiments.training.algorithms import load_policy
+from experiments.training.building import make_env
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 from tests.experiments.conftest import run_in
 

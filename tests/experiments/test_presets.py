@@ -9,9 +9,9 @@ import pytest
 from envs.errors import UserError
 from envs.registry import task_class
 from experiments import pretrain, train
-from experiments.cli import parse
-from experiments.config import PPOConfig, PretrainConfig, TrainConfig
-from experiments.presets import PRESETS, expanded, preset_options
+from experiments.options.cli import parse
+from experiments.options.config import PPOConfig, PretrainConfig, TrainConfig
+from experiments.options.presets import PRESETS, expanded, preset_options
 from experiments.runs import Run
 from kp3d_rl.losses import LossWeights
 from tests.experiments.conftest import TINY, TINY_PRETRAIN, run_in

@@ -20,7 +20,7 @@ import kp3d_rl
 from envs.errors import UserError
 from envs.tasks.reach import ReachEnv
 from experiments import pretrain
-from experiments.config import PretrainConfig
+from experiments.options.config import PretrainConfig
 from experiments.runs import Run
 from tests.experiments.conftest import TINY_PRETRAIN, run_in
 

@@ -19,14 +19,14 @@ import kp3d_rl
 from envs.errors import UserError
 from envs.shapes import BodyShape, GeomShape
 from experiments import pretrain, probe
-from experiments.building import SEEDS_PER_RUN, make_env
-from experiments.config import RunConfig
-from experiments.episodes import Episodes, behaviour, collect, visible_bodies
-from experiments.evaluation import PERIODIC_SEED
+from experiments.judging.episodes import Episodes, behaviour, collect, visible_bodies
+from experiments.judging.evaluation import PERIODIC_SEED
+from experiments.judging.probe_picture import KEY_WIDTH
+from experiments.judging.representation import Baselines, Found, find, make_extractor, probe_errors, sitting
+from experiments.options.config import RunConfig
 from experiments.probe import ProbeConfig
-from experiments.probe_picture import KEY_WIDTH
-from experiments.representation import Baselines, Found, find, make_extractor, probe_errors, sitting
 from experiments.runs import Run
+from experiments.training.building import SEEDS_PER_RUN, make_env
 from kp3d_rl.metrics import constant_probe, ridge_probe, split_episodes
 from tests.experiments.conftest import TINY_PRETRAIN, run_in
 

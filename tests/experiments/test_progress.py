@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from experiments.progress import Progress
+from experiments.training.progress import Progress
 
 
 def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture) -> None:

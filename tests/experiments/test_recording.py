@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.policies import KeypointPolicy
 from agents.scene import Scene
-from experiments.recording import Evaluator, Every, ProgressCallback
+from experiments.training.recording import Evaluator, Every, ProgressCallback
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 from tests.dotworld import DotEnv
 

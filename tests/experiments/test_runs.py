@@ -15,11 +15,11 @@ import torch
 
 import kp3d_rl
 from envs.errors import UserError
-from experiments.algorithms import load_policy
-from experiments.building import make_env
-from experiments.config import TrainConfig
+from experiments.options.config import TrainConfig
 from experiments.runs import Run
 from experiments.runs.contents import without_aliases
+from experiments.training.algorithms import load_policy
+from experiments.training.building import make_env
 
 
 @pytest.fixture

@@ -384,8 +384,8 @@ def without_last(data: bytes, name: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("lost", "message"),
-    [(None, ""), ("experiments.checkpointing.load_random_state", "random.torch"),
-     ("experiments.recording.Rows.load_state", "state.parts.rows.iterations"),
+    [(None, ""), ("experiments.training.checkpointing.load_random_state", "random.torch"),
+     ("experiments.training.recording.Rows.load_state", "state.parts.rows.iterations"),
      ("torch.optim.Adam.load_state_dict", "optimizer.safetensors ("),
      ("agents.vec_env.NormalizeReward.load_state", "training.environments.rewards.")],
 )  # fmt: skip

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from envs.errors import UserError
-from experiments import pages, pretrain, report, study, train
-from experiments.cli import parse
-from experiments.config import PretrainConfig, TrainConfig
-from experiments.evaluation import Episode, Evaluation
-from experiments.presets import expanded
-from experiments.studies import Condition, Study
+from experiments import pages, pretrain, study, train
+from experiments.judging.evaluation import Episode, Evaluation
+from experiments.options.cli import parse
+from experiments.options.config import PretrainConfig, TrainConfig
+from experiments.options.presets import expanded
+from experiments.studies import report
+from experiments.studies.conditions import Condition, Study
 from experiments.study import Job, StudyConfig
 from tests.experiments.conftest import TINY, run_in
 

@@ -19,12 +19,12 @@ import torch
 from envs.errors import UserError
 from envs.tasks.reach import ReachEnv
 from experiments import evaluate, train
-from experiments.building import choose_device, use_threads
-from experiments.config import EncoderConfig, LogConfig, TrainConfig
-from experiments.estimate import _frames_on_disk, _times
 from experiments.logs.weights_and_biases import import_wandb
-from experiments.recording import StopRequest
+from experiments.options.config import EncoderConfig, LogConfig, TrainConfig
 from experiments.runs import Run
+from experiments.training.building import choose_device, use_threads
+from experiments.training.estimate import _frames_on_disk, _times
+from experiments.training.recording import StopRequest
 from tests.experiments.conftest import TINY, run_in
 
 ROOT = Path(__file__).parents[2]

@@ -12,10 +12,10 @@ from envs.cameras import CameraSpec, save_cameras
 from envs.errors import UserError
 from envs.tasks.reach import ReachEnv
 from experiments import train
-from experiments.algorithms import load_policy
-from experiments.building import make_env
-from experiments.evaluation import EVALUATION_SEED, stack
+from experiments.judging.evaluation import EVALUATION_SEED, stack
 from experiments.runs import Run
+from experiments.training.algorithms import load_policy
+from experiments.training.building import make_env
 from experiments.video import Film, VideoConfig, main, text_panel, write_mp4
 from kp3d_rl.drawing import caption, palette
 

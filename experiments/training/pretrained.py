@@ -8,7 +8,7 @@ import torch
 
 from agents.scene import Scene
 from envs.errors import UserError
-from experiments.config import RunConfig
+from experiments.options.config import RunConfig
 from experiments.runs import Run
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 

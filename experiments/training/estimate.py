@@ -13,9 +13,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.buffers import to_tensors
 from agents.finite import require_finite
-from experiments.building import make_env, workers
-from experiments.config import TrainConfig
-from experiments.evaluation import stack
+from experiments.judging.evaluation import stack
+from experiments.options.config import TrainConfig
+from experiments.training.building import make_env, workers
 
 MEGABYTE = 2**20
 WORKER_MEMORY = 100 * MEGABYTE

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import RunConfig
+from experiments.options.config import RunConfig
 from experiments.runs import ORIGIN, Run
 from kp3d_rl.metrics import interquartile_mean, welch_interval, wilson_interval
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents.extractors import KeypointExtractor
 from agents.scene import Scene
-from experiments.episodes import Episodes
+from experiments.judging.episodes import Episodes
 from kp3d_rl.autoencoder import Autoencoder, train_autoencoder
 from kp3d_rl.keypoint3d import Keypoint3D
 from kp3d_rl.metrics import (

@@ -18,7 +18,7 @@ from agents.vec_env import NormalizeReward, make_vec_env, watched_over
 from envs import registry
 from envs.errors import UserError
 from envs.renderers import chosen_backend
-from experiments.config import RunConfig, TrainConfig
+from experiments.options.config import RunConfig, TrainConfig
 from experiments.runs import Checkpoint, Run
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt, from malloc.h

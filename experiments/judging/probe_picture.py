@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from experiments.episodes import Act, play_episode
-from experiments.evaluation import Observation, stack
+from experiments.judging.episodes import Act, play_episode
+from experiments.judging.evaluation import Observation, stack
+from experiments.judging.representation import Sitting
 from experiments.preview import merged, visible
-from experiments.representation import Sitting
 from experiments.video import beside, sharp_views
 from kp3d_rl.drawing import INK, PAPER, caption, draw_keypoints, draw_marker, fitting_font, palette, tile
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoints

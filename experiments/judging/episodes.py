@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.finite import require_finite
 from envs.shapes import BodyShape
-from experiments.evaluation import Observation, Predict, stack
+from experiments.judging.evaluation import Observation, Predict, stack
 
 HELD_STEPS = 8
 """For how many steps a random action is held, so that it gets somewhere; as in the warm-up of training."""

@@ -21,15 +21,15 @@ from agents.replay import FrameReplayBuffer, replay_bytes, require_replay_fits
 from agents.scene import Scene
 from agents.training_state import require_fitting_weights
 from envs.errors import UserError
-from experiments.building import (
+from experiments.options.config import TrainConfig
+from experiments.runs import Checkpoint, Run
+from experiments.training.building import (
     SEEDS_PER_RUN,
     choose_device,
     require_same_keypoints,
     require_same_scene,
     within_memory,
 )
-from experiments.config import TrainConfig
-from experiments.runs import Checkpoint, Run
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 from kp3d_rl.storage.files import DamagedError
 

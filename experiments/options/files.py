@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from envs.yaml_files import Key, YamlTree, read_yaml, shown, unknown_key
-from experiments.config import PretrainConfig, RunConfig, TrainConfig
+from experiments.options.config import PretrainConfig, RunConfig, TrainConfig
 from kp3d_rl.options import OptionError, option_kinds
 
 LIMIT = 100_000

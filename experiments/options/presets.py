@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from envs import registry
 from envs.errors import UserError, unknown
-from experiments.cli import options
-from experiments.config import RunConfig
+from experiments.options.cli import options
+from experiments.options.config import RunConfig
 
 _PAPER = {
     "--image-size": "128",

@@ -24,10 +24,10 @@ from agents.training_state import (
     save_training_state,
 )
 from envs.errors import UserError
-from experiments.building import within_memory
 from experiments.provenance import circumstances
-from experiments.recording import StopRequest
 from experiments.runs import Checkpoint, Run
+from experiments.training.building import within_memory
+from experiments.training.recording import StopRequest
 from kp3d_rl.storage.files import DamagedError, printable
 from kp3d_rl.storage.trees import Tree, anything, require_like, require_mapping, require_size
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
-from experiments.evaluation import PERIODIC_SEED, Evaluation, evaluate
+from experiments.judging.evaluation import PERIODIC_SEED, Evaluation, evaluate
 from kp3d_rl.storage.trees import Tree, require_like, require_size
 
 

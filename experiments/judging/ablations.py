@@ -17,7 +17,7 @@ import numpy as np
 from envs.colours import ShuffledColours
 from envs.errors import UserError
 from envs.moved_camera import MovedCamera
-from experiments.evaluation import Observation, Transform, stack
+from experiments.judging.evaluation import Observation, Transform, stack
 from kp3d_rl.keypoint3d import Keypoint3D
 
 Environments = Sequence[gym.Env]

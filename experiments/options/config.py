@@ -1,7 +1,7 @@
 """The options of runs: frozen dataclasses that are the command line and ``config.yaml`` at once.
 
 Every number has bounds (:func:`kp3d_rl.options.bounded`), so that neither a slip of the hand nor a file that came from
-somewhere asks for more than a machine has. :mod:`experiments.config_files` writes and reads the files.
+somewhere asks for more than a machine has. :mod:`experiments.options.files` writes and reads the files.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class TrainConfig(RunConfig):
     """One training run; everything that is needed to repeat it.
 
     "--preset fast" (two cores, no GPU) and "--preset paper" (the original's sizes, keypoints, steps and cameras) stand
-    for the options that experiments/presets.py lists; those that are typed count more.
+    for the options that experiments/options/presets.py lists; those that are typed count more.
 
     :param algorithm: "ppo", "sac" or, with sb3-contrib, "tqc".
     :param total_steps: environment steps, warm-up included; by default 40,000 for PPO and 20,000 for SAC and TQC.

@@ -1,0 +1,1 @@
+"""What runs can be told: options as dataclasses, the command line, files and presets."""
