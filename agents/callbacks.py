@@ -17,6 +17,7 @@ from agents.clipping import ClipConfig, install_clippers
 from agents.extractors import AuxiliaryExtractor
 from agents.finite import refuse_nonfinite
 from agents.unsupervised import UnsupervisedTrainer
+from agents.vec_env import held_decisions
 from envs.errors import UserError
 from envs.snapshots import save_random, set_random
 from kp3d_rl.options import OptionError, bounded, check_options
@@ -229,10 +230,11 @@ class AuxiliaryCallback(_GradientCallback):
     def _collect_random_frames(self, count: int) -> None:
         """Step the training environments with random actions, each held for some steps so that they get somewhere."""
         env, model, held = self.training_env, self.model, None
+        hold = held_decisions(env)
         for step in range(math.ceil(count / env.num_envs)):
             if step and self.should_stop():
                 break
-            if held is None or step % 8 == 0:
+            if held is None or step % hold == 0:
                 held = np.stack([model.action_space.sample() for _ in range(env.num_envs)])
             observations, *rest = env.step(held)
             self.unsupervised.add(observations)

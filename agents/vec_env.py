@@ -14,6 +14,21 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from agents.finite import require_finite
 from agents.worker_env import WorkerVecEnv
 
+HELD_STEPS = 8
+"""Steps of a task for which a random action is held, so that it gets somewhere."""
+
+
+def held_decisions(env: VecEnv | gym.Env) -> int:
+    """For how many actions in a row a random one is held; the fewer, the more often the environment repeats each.
+
+    :param env: one environment, or several side by side.
+    """
+    several = isinstance(env, VecEnv)
+    if not (env.has_attr if several else env.has_wrapper_attr)("action_repeat"):
+        return HELD_STEPS
+    repeat = env.get_attr("action_repeat")[0] if several else env.get_wrapper_attr("action_repeat")
+    return max(1, HELD_STEPS // repeat)
+
 
 class NormalizeReward(VecEnvWrapper):
     """Divide rewards by the running standard deviation of the discounted return, and leave observations alone.

@@ -12,11 +12,9 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.finite import require_finite
+from agents.vec_env import held_decisions
 from envs.shapes import BodyShape
 from experiments.judging.evaluation import Observation, Predict, stack
-
-HELD_STEPS = 8
-"""For how many steps a random action is held, so that it gets somewhere; as in the warm-up of training."""
 
 Behaviour = Literal["random", "scripted", "mixed"]
 Act = Callable[[int, Observation], np.ndarray]
@@ -70,16 +68,17 @@ class Episodes:
 
 
 def act_randomly(env: gym.Env, seed: int) -> Act:
-    """Random actions, each held for some steps.
+    """Random actions, each held for some steps, as in the warm-up of training.
 
     :param env: whose action space is drawn from.
     :param seed: of the draws.
     """
     env.action_space.seed(seed)
     held: list[np.ndarray] = []
+    hold = held_decisions(env)
 
     def act(step: int, observation: Observation) -> np.ndarray:
-        if step % HELD_STEPS == 0 or not held:
+        if step % hold == 0 or not held:
             held[:] = [env.action_space.sample()]
         return held[0]
 
@@ -124,7 +123,7 @@ class Actors:
     """
 
     def __init__(self, name: Behaviour, env: VecEnv, seed: int) -> None:
-        self.env, self.held = env, np.zeros(0)
+        self.env, self.held, self.hold = env, np.zeros(0), held_decisions(env)
         self.scripted = list(range({"random": 0, "mixed": env.num_envs // 2, "scripted": env.num_envs}[name]))
         env.action_space.seed(seed)
         if name != "random":
@@ -132,7 +131,7 @@ class Actors:
 
     def __call__(self, step: int) -> np.ndarray:
         """(N, ...) actions for a step, counted from 0."""
-        if step % HELD_STEPS == 0:
+        if step % self.hold == 0:
             self.held = np.stack([self.env.action_space.sample() for _ in range(self.env.num_envs)])
         actions = self.held.copy()
         if self.scripted:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.vec_env import make_vec_env
+from agents.vec_env import HELD_STEPS, held_decisions, make_vec_env
 from envs import registry
 from envs.errors import UserError
-from experiments.judging.episodes import HELD_STEPS, Actors, act_by, act_randomly, behaviour, collect, visible_bodies
+from experiments.judging.episodes import Actors, act_by, act_randomly, behaviour, collect, visible_bodies
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,18 @@ def test_random_actions_are_held_and_belong_to_the_seed(reach) -> None:
     assert all((action == first[-1]).all() for action in first[HELD_STEPS:]) and (first[0] != first[-1]).any()
     again = act_randomly(reach, 5)
     assert (again(0, {}) == first[0]).all() and (act_randomly(reach, 6)(0, {}) != first[0]).any()
+
+
+def test_where_actions_are_repeated_random_ones_are_held_for_fewer() -> None:
+    """So that a random hand goes as far between two draws as it does without."""
+    for repeat, hold in ((1, 8), (3, 2), (4, 2), (20, 1)):
+        with contextlib.closing(registry.make("reach-multiview", observe=("proprio",), action_repeat=repeat)) as env:
+            several = DummyVecEnv([lambda env=env: env])
+            assert held_decisions(env) == held_decisions(several) == hold
+            act, actors = act_randomly(env, 5), Actors("random", several, 4)
+            drawn = [np.stack([act(step, {}), actors(step)[0]]) for step in range(2 * hold)]
+            assert (drawn[hold - 1] == drawn[0]).all() and (drawn[hold] != drawn[0]).any(-1).all()
+    assert held_decisions(gym.make("Pendulum-v1")) == HELD_STEPS
 
 
 def test_mixed_takes_turns_and_a_missing_script_is_one_line(reach, monkeypatch: pytest.MonkeyPatch) -> None:
