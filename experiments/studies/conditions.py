@@ -126,7 +126,7 @@ STUDIES = {
     ),
     "control-reach": Study("reach-multiview", control(20_000, episodes=20, others=True)),
     "control-window-open": Study(
-        "metaworld-window-open", control(20_000, episodes=10, sac=" --action-repeat 4 --sac.gamma 0.99")
+        "metaworld-window-open", control(10_000, episodes=10, sac=" --action-repeat 4 --sac.gamma 0.95")
     ),
     "pretraining": Study("push-multiview", tuple(map(pretrained_on, TASKS_WITH_OBJECTS))),
     "speed": Study("reach-multiview", (Condition("default on all cores", seeds=3, cores=0),)),

@@ -55,13 +55,16 @@ def test_every_environment_has_every_preset(name: str, env_id: str, kind: type) 
     assert config.env == env_id and (config.image_size == 128) == (name == "paper")
 
 
-def test_fast_learns_in_larger_steps_and_has_longer_sight_and_more_noise_on_meta_world() -> None:
+def test_fast_learns_in_larger_steps_and_on_meta_world_from_shorter_rollouts_of_longer_actions() -> None:
     own, theirs = config_of("--preset", "fast"), config_of("--preset", "fast", "--env", "metaworld-window-open")
     for config in (own, theirs):
-        assert (config.ppo.learning_rate, config.ppo.epochs, config.ppo.target_kl) == (1e-3, 6, 0.12)
-    assert (own.ppo.gamma, own.ppo.log_std, own.total_steps) == (PPOConfig().gamma, PPOConfig().log_std, 40_000)
-    assert (theirs.ppo.gamma, theirs.ppo.log_std, theirs.ppo.entropy) == (0.99, 0.0, 0.003)
-    assert (theirs.total_steps, theirs.action_repeat, own.action_repeat) == (20_000, 4, 1) and theirs.cameras is None
+        assert (config.ppo.learning_rate, config.ppo.target_kl, config.cameras) == (1e-3, 0.12, None)
+    assert (own.ppo.epochs, own.ppo.gamma, own.ppo.log_std, own.total_steps, own.action_repeat) == (
+        6, PPOConfig().gamma, PPOConfig().log_std, 40_000, 1
+    )  # fmt: skip
+    assert (theirs.ppo.steps, theirs.ppo.epochs, theirs.ppo.gamma, theirs.ppo.log_std) == (64, 8, 0.95, 0.0)
+    assert (theirs.ppo.entropy, theirs.total_steps, theirs.action_repeat) == (0.003, 20_000, 4)
+    assert (theirs.auxiliary.warmup_frames, theirs.auxiliary.warmup_steps) == (1024, 750)
 
 
 def test_fast_looks_for_small_things_where_there_is_an_object() -> None:
