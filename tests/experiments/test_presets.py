@@ -64,7 +64,8 @@ def test_fast_learns_in_larger_steps_and_on_meta_world_from_shorter_rollouts_of_
     )  # fmt: skip
     assert (theirs.ppo.steps, theirs.ppo.epochs, theirs.ppo.gamma, theirs.ppo.log_std) == (64, 8, 0.95, 0.0)
     assert (theirs.ppo.entropy, theirs.total_steps, theirs.action_repeat) == (0.003, 20_000, 4)
-    assert (theirs.auxiliary.warmup_frames, theirs.auxiliary.warmup_steps) == (1024, 750)
+    auxiliary = theirs.auxiliary
+    assert (auxiliary.warmup_frames, auxiliary.warmup_steps, auxiliary.policy_gradient) == (256, 200, 1.0)
 
 
 def test_fast_looks_for_small_things_where_there_is_an_object() -> None:
