@@ -59,7 +59,8 @@ def control(steps: int, episodes: int, sac: str = "", others: bool = False) -> t
     :param steps: of the environment.
     :param episodes: of each evaluation.
     :param sac: options of what is trained by SAC.
-    :param others: whether one seed of each of the other baselines is to say that they learn.
+    :param others: whether one seed of each of the other baselines is to say that they learn, and the keypoints be
+        judged on changed observations too, which takes as long as training.
     """
     common = f"--total-steps {steps} --log.evaluate-every {steps // 20} --log.evaluation-episodes {episodes}"
     fast = f"--preset fast {common}"
@@ -69,7 +70,7 @@ def control(steps: int, episodes: int, sac: str = "", others: bool = False) -> t
         Condition("CURL", f"{common} --algorithm sac --encoder.kind curl{sac}", seeds=1),
     )
     return (
-        Condition("Keypoint3D", fast, ablate=True),
+        Condition("Keypoint3D", fast, ablate=others),
         Condition("no auxiliary loss", f"{fast} {NO_AUXILIARY}"),
         Condition("RAD", f"{fast} --encoder.kind rad"),
         Condition("DrQ-v2 style", f"{common} --algorithm sac --encoder.kind drqv2{sac}"),
