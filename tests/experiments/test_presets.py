@@ -76,7 +76,7 @@ def test_fast_looks_for_small_things_where_there_is_an_object() -> None:
     typed = ("--preset", "fast", "--env", "push-multiview", "--encoder.no-weigh-coverage", "--encoder.outside", "0.5")
     assert (config_of(*typed).encoder.weigh_coverage, config_of(*typed).encoder.outside) == (False, 0.5)
     assert config_of("--preset", "fast").encoder.outside == 1, "reach has nothing but a hand and a ball"
-    assert config_of("--preset", "fast", "--env", "metaworld-hammer", kind=PretrainConfig).steps == 4000
+    assert config_of("--preset", "fast", "--env", "metaworld-hammer", kind=PretrainConfig).steps == 2500
 
 
 @pytest.mark.parametrize("typed", [("--image-size", "96"), ("--image-size=96",), ("--image_size", "96")])
