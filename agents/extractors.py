@@ -31,7 +31,7 @@ Observation = dict[str, Tensor]
 
 
 CHANGE_SCALE = 10.0
-"""Factor on the change of features since an earlier frame (the original's)."""
+"""Factor on the change of features since an earlier frame (the original's), however often an action was repeated."""
 
 
 class ViewExtractor(BaseFeaturesExtractor):

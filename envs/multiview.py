@@ -30,8 +30,8 @@ class MultiViewObservation(gym.Wrapper):
     - ``images``: (V, height, width, 3) uint8, row 0 is the top, all of the same instant;
     - ``proprio``: (P,) float32: ``env.unwrapped.proprio()`` where the task defines it, else positions and velocities of
       the actuated joints;
-    - ``previous``: (S - 1, V, height, width, 3) uint8, with a frame stack: the frames before, the latest of them first;
-      at an episode's start copies of its first frame;
+    - ``previous``: (S - 1, V, height, width, 3) uint8, with a frame stack: the frames after the actions before, the
+      latest of them first; at an episode's start copies of its first frame;
     - ``camera_poses``: (V, 4, 4) float32 ``world_from_camera`` in the workspace frame, only where it changes over time;
     - ``state``: (S,) float32: the wrapped environment's own observation, flat.
 
@@ -109,15 +109,16 @@ class MultiViewObservation(gym.Wrapper):
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """One step, which is several of the wrapped environment's where actions are repeated.
 
-        The images show the state after it; it is a success if the last of them is.
+        The images show the state after it; ``is_success`` in the info is of the last of them, ``was_success`` of any.
         """
-        total = 0.0
+        total, was = 0.0, False
         for _ in range(self.action_repeat):
             state, reward, terminated, truncated, info = self._played.step(action)
-            total += float(reward)
+            info = self._with_success(info)
+            total, was = total + float(reward), was or info["is_success"]
             if terminated or truncated:
                 break
-        return self._observation(state), total, bool(terminated), bool(truncated), self._with_success(info)
+        return self._observation(state), total, bool(terminated), bool(truncated), {**info, "was_success": was}
 
     def save_state(self) -> dict[str, Any]:
         """The whole state between two steps: plain values and arrays (:mod:`envs.snapshots`). Write to none of them.

@@ -86,7 +86,8 @@ def make(
         cameras at other places (those of a file stay). None: the task's own scene.
     :param split: "train" or "test": from which configurations episodes are drawn. It makes no difference to a task that
         draws each start anew; there, training and tests have different seeds.
-    :param action_repeat: steps of the task that each action is applied for. An episode has as many fewer decisions.
+    :param action_repeat: steps of the task that each action is applied for. An episode has as many fewer decisions;
+        Gymnasium's own limit, ``spec.max_episode_steps``, counts steps of the task and never comes first.
     :raises UserError: for an unknown environment, camera, observation, renderer or split, a faulty cameras file, or an
         environment that cannot be redrawn.
     """

@@ -105,7 +105,7 @@ def measure(
     """Play the block of evaluation seeds, with a progress bar on a terminal.
 
     :param config: how many episodes, and of which block.
-    :param policy: SB3's, as :func:`experiments.training.building.load_policy` gives it.
+    :param policy: SB3's, as :func:`experiments.training.algorithms.load_policy` gives it.
     :param envs: to play in, side by side.
     :param transform: changes batched observations; None changes nothing.
     :param name: of the condition, for the progress bar.

@@ -37,7 +37,7 @@ from kp3d_rl.keypoint3d import Keypoint3D
 from kp3d_rl.metrics import EpisodeSplit, split_episodes
 
 PROBE_SEED = 30_000_000
-"""First seed of the probe's episodes; training and evaluations stay below (see evaluation.py)."""
+"""First seed of the probe's episodes; training and evaluations stay below (:mod:`experiments.judging.evaluation`)."""
 
 COLUMNS = 5
 """Instants in the picture."""
@@ -56,7 +56,7 @@ class ProbeConfig:
     :param checkpoint: step of the checkpoint; by default the newest.
     :param seed: number of the block of probe seeds; blocks never overlap.
     :param episodes: how many; a quarter of them judge the probe.
-    :param steps: longest part of an episode that is played.
+    :param steps: longest part of an episode that is played, in actions.
     :param frames: instants of each episode that are looked at, spread evenly.
     :param policy: "random", actions held for some steps; "scripted", the task's own; "mixed", by turns; or "own", the
         run's policy, deterministic.

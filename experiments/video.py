@@ -54,11 +54,11 @@ class VideoConfig:
     :param run: run folder, or its name within the environment.
     :param seed: number of the block of evaluation seeds, as for ``evaluate``, whose first episodes are played.
     :param episodes: how many, one after the other; each gives one frame more than it has steps.
-    :param steps: longest episode that is filmed in full; longer ones are cut.
+    :param steps: longest episode that is filmed in full, in actions; longer ones are cut.
     :param checkpoint: step of the checkpoint; by default the newest.
     :param device: "auto" takes a GPU where there is one.
     :param reject_outliers: centimetres, as for ``evaluate``; 0: off.
-    :param fps: frames, and so steps, per second.
+    :param fps: frames, and so actions, per second.
     :param size: pixels per side of every view.
     """
 

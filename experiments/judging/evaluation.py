@@ -13,7 +13,7 @@ from agents.finite import require_finite
 from kp3d_rl.metrics import bootstrap_mean_interval, wilson_interval
 
 EVALUATION_SEED = 10_000_000
-"""First seed of ``evaluate``; training stays below (see building.SEEDS_PER_RUN)."""
+"""First seed of ``evaluate``; training stays below (:data:`experiments.training.building.SEEDS_PER_RUN`)."""
 PERIODIC_SEED = 20_000_000
 """First seed of the evaluations during training."""
 
@@ -38,7 +38,10 @@ def evaluation_seeds(block: int, episodes: int) -> range:
 
 @dataclass(frozen=True)
 class Episode:
-    """One evaluated episode; success as ``info["is_success"]`` said at reset, at any step, and at the last step."""
+    """One evaluated episode; success as ``info["is_success"]`` said at reset, at any step, and at the last step.
+
+    Steps are those of the task, also where the environment repeats each action; ``length`` counts actions.
+    """
 
     seed: int
     success_at_start: bool
@@ -149,7 +152,7 @@ def _play_together(
             returns[i] += float(reward)
             lengths[i] += 1
             end[i] = bool(info.get("is_success", False))
-            once[i] |= end[i]
+            once[i] |= bool(info.get("was_success", end[i]))
             if terminated or truncated:
                 active.remove(i)
     return [Episode(int(seed), start[i], once[i], end[i], returns[i], lengths[i]) for i, (_, seed) in enumerate(group)]

@@ -58,7 +58,8 @@ _FAST_METAWORLD = _FAST_ARM | {
     "--total-steps": "20000",
     "--steps": "2500",
 }
-"""What the policy of the state learns window-open by: docs/results.md lists what was tried, on seed 7.
+"""PPO's numbers are what the policy of the state learns window-open by, warm-up and gradient what keypoints do:
+docs/results.md lists what was tried, on seed 7.
 
 All that is seen counts there, also beside the box: Sawyer's thick forearm crosses the box's walls, and keypoints wander
 on the cut. On pick-place, by hand, one seed, it made the probe of the hand 1.7 cm instead of 1.3."""

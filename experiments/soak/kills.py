@@ -45,7 +45,7 @@ _ALL_KEPT = "--render.workers 1 --log.checkpoints-kept 0 "
 _PRUNED = "--render.workers 2 --log.checkpoints-kept 1 --log.checkpoints-kept-every 300 "
 TRAININGS = {
     "ppo": f"{_SMALL} {_PPO} {_ALL_KEPT}".split(),
-    "sac": f"{_SMALL} {_SAC} {_ALL_KEPT} --algorithm sac".split(),
+    "sac": f"{_SMALL} {_SAC} {_ALL_KEPT} --algorithm sac --action-repeat 2".split(),
     "ppo in workers": f"{_SMALL} {_PPO} {_PRUNED}".split(),
     "tqc": f"{_SMALL} {_SAC} {_PRUNED} --algorithm tqc".split(),
     "ppo on pixels": f"{_SMALL} {_PPO} {_PRUNED} --encoder.kind pixels --image-size 36".split(),

@@ -53,13 +53,13 @@ AUTOENCODER_SEEDS = 3
 """So many seeds of a study's first condition are compared with an autoencoder."""
 
 
-def control(steps: int, episodes: int, sac: str = "", others: bool = False) -> tuple[Condition, ...]:
+def control(steps: int, episodes: int, sac: str = "", broad: bool = False) -> tuple[Condition, ...]:
     """Keypoints against what others would do, at equal steps, with an evaluation after every 5 % of them.
 
     :param steps: of the environment.
     :param episodes: of each evaluation.
     :param sac: options of what is trained by SAC.
-    :param others: whether one seed of each of the other baselines is to say that they learn, and the keypoints be
+    :param broad: whether one seed of each of the other baselines is to say that they learn, and the keypoints be
         judged on changed observations too, which takes as long as training.
     """
     common = f"--total-steps {steps} --log.evaluate-every {steps // 20} --log.evaluation-episodes {episodes}"
@@ -70,12 +70,12 @@ def control(steps: int, episodes: int, sac: str = "", others: bool = False) -> t
         Condition("CURL", f"{common} --algorithm sac --encoder.kind curl{sac}", seeds=1),
     )
     return (
-        Condition("Keypoint3D", fast, ablate=others),
+        Condition("Keypoint3D", fast, ablate=broad),
         Condition("no auxiliary loss", f"{fast} {NO_AUXILIARY}"),
         Condition("RAD", f"{fast} --encoder.kind rad"),
         Condition("DrQ-v2 style", f"{common} --algorithm sac --encoder.kind drqv2{sac}"),
         Condition("state", f"{fast} --encoder.kind state", seeds=1),
-        *(more if others else ()),
+        *(more if broad else ()),
     )
 
 
@@ -125,7 +125,7 @@ STUDIES = {
             Condition("8 keypoints", f"{SHORT} --encoder.keypoints 8", 3, "pretrain", probe=True),
         ),
     ),
-    "control-reach": Study("reach-multiview", control(20_000, episodes=20, others=True)),
+    "control-reach": Study("reach-multiview", control(20_000, episodes=20, broad=True)),
     "control-window-open": Study(
         "metaworld-window-open", control(10_000, episodes=10, sac=" --action-repeat 4 --sac.gamma 0.95")
     ),

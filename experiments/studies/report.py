@@ -325,7 +325,7 @@ def spread_text(values: Sequence[float], digits: int = 1) -> str:
 
 
 PANELS = {
-    "evaluated_success_at_end": ("environment steps", "success at end, %", 100.0),
+    "evaluated_success_at_end": ("environment steps (actions)", "success at end, %", 100.0),
     "reconstruction_ratio": ("gradient steps", "reconstruction error, of the mean image's", 1.0),
     "view_disagreement_cm": ("gradient steps", "views apart, cm", 1.0),
 }

@@ -124,6 +124,46 @@ def test_success_is_mapped(scene, reported, expected):
     assert info["is_success"] is expected and info["other"] == 3 and env.defines_success
 
 
+def test_an_end_and_a_success_may_come_while_an_action_is_repeated(scene):
+    """Success at the second of five steps, the end at the eighth: in the second action."""
+
+    class Reporting(gym.Wrapper):
+        def reset(self, **options):
+            self.count = 0
+            return self.env.reset(**options)
+
+        def step(self, action):
+            self.count += 1
+            observation, *_, info = self.env.step(action)
+            return observation, 1.0, self.count == 8, False, {**info, "success": self.count == 2}
+
+    env = MultiViewObservation(Reporting(scene(TWO_JOINTS)), [VIEW], observe=("state",), action_repeat=5)
+    env.reset(seed=0)
+    assert env.horizon is None
+    first, second = env.step(np.zeros(1)), env.step(np.zeros(1))
+    assert first[1:4] == (5.0, False, False) and second[1:4] == (3.0, True, False)
+    assert [(info["is_success"], info["was_success"]) for *_, info in (first, second)] == [
+        (False, True),
+        (False, False),
+    ]
+    env.close()
+
+
+def test_earlier_frames_are_those_of_earlier_actions():
+    """The ant's two frames, each action for three steps: kept in a state, too."""
+    first, other = (make("ant-multiview", height=16, width=16, action_repeat=3) for _ in range(2))
+    before, (after, *_) = first.reset(seed=0)[0], first.step(np.ones(8))
+    assert (before["images"] != after["images"]).any()
+    np.testing.assert_array_equal(after["previous"][0], before["images"])
+    other.reset(seed=1)
+    found = other.load_state(first.save_state())
+    np.testing.assert_array_equal(found["previous"], after["previous"])
+    for later, again in [(first.step(-np.ones(8)), other.step(-np.ones(8)))]:
+        np.testing.assert_array_equal(later[0]["previous"][0], after["images"])
+        np.testing.assert_array_equal(again[0]["previous"], later[0]["previous"])
+    first.close(), other.close()
+
+
 def test_only_what_is_asked_for_is_observed_and_rendered():
     env = make("reach-multiview", observe=("state",), renderer="gl")
     observation, _ = env.reset(seed=0)

@@ -54,6 +54,21 @@ def test_gymnasium_makes_it_by_name(env_id):
     again.close()
 
 
+def test_gymnasium_makes_it_repeat_actions(env_id):
+    """Gymnasium's limit counts the task's own steps, so that the environment's end comes first."""
+    env = gym.make(env_id, observe=("proprio",), action_repeat=7)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    actions, over = 0, False
+    while not over and actions < 12:
+        *_, terminated, truncated, _ = env.step(env.action_space.sample())
+        actions, over = actions + 1, terminated or truncated
+    horizon = env.get_wrapper_attr("horizon")
+    assert env.spec.max_episode_steps == env.unwrapped.horizon and horizon == -(-env.unwrapped.horizon // 7)
+    assert terminated or truncated == (actions == horizon)
+    env.close()
+
+
 def test_observations_are_in_their_space_and_finite(env):
     for observation in play(env, 0, 5):
         assert env.observation_space.contains(observation)

@@ -55,6 +55,16 @@ def test_one_episode_per_seed_whatever_runs_side_by_side(envs: int) -> None:
     assert [e.success_at_end for e in result.episodes] == [False, True, False, False, False, False, True]
 
 
+def test_a_success_while_an_action_is_repeated_counts_as_one_of_the_episode() -> None:
+    class Repeating(Counter):
+        def step(self, action):
+            *told, info = super().step(action)
+            return *told, info | {"is_success": False, "was_success": self.time == 1}
+
+    (episode,) = evaluate(lambda o: np.ones(len(o["x"])), [Repeating()], [2]).episodes
+    assert (episode.success_once, episode.success_at_end) == (True, False)
+
+
 def test_the_policy_sees_what_the_transform_makes_of_it() -> None:
     seen = []
     evaluate(lambda o: seen.append(o["x"]) or np.zeros(len(o["x"])), [Counter()], [4], lambda o, _: {"x": o["x"] + 10})

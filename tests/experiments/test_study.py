@@ -40,6 +40,18 @@ def test_every_condition_is_a_valid_command_line(name: str, tmp_path: Path, monk
         assert f"make {program} ENV={config.env} RUN={config.run} SEED={config.seed}" in job.command
 
 
+@pytest.mark.parametrize("name", ["control-reach", "control-window-open"])
+def test_what_is_compared_has_equal_steps(name: str) -> None:
+    """Of the task, too: whatever a preset says for some of the conditions is typed for the others."""
+    found = set()
+    for job in study.chosen(StudyConfig(name, seeds=1)):
+        config = parse(TrainConfig, expanded(job.steps()[0][1:], TrainConfig))
+        gamma = (config.ppo if config.algorithm == "ppo" else config.sac).gamma
+        evaluated = (config.log.evaluate_every, config.log.evaluation_episodes)
+        found.add((config.total_steps, config.action_repeat, gamma, *evaluated, config.image_size))
+    assert len(found) == 1
+
+
 def test_seeds_come_first_so_that_an_early_stop_leaves_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(study.STUDIES, "tiny", TINY_STUDY)
     jobs = study.chosen(StudyConfig("tiny", seeds=2))
