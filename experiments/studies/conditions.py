@@ -49,11 +49,15 @@ class Study:
 
 
 SHORT = "--steps 1000"
+KEYPOINT_SAC = " --auxiliary.warmup-frames 1024 --auxiliary.warmup-steps 750"
+"""SAC plays so many steps at random anyhow: they train the keypoints, too."""
 AUTOENCODER_SEEDS = 3
 """So many seeds of a study's first condition are compared with an autoencoder."""
 
 
-def control(steps: int, episodes: int, sac: str = "", broad: bool = False) -> tuple[Condition, ...]:
+def control(
+    steps: int, episodes: int, sac: str = "", broad: bool = False, keypoints: str = "ppo"
+) -> tuple[Condition, ...]:
     """Keypoints against what others would do, at equal steps, with an evaluation after every 5 % of them.
 
     :param steps: of the environment.
@@ -61,6 +65,7 @@ def control(steps: int, episodes: int, sac: str = "", broad: bool = False) -> tu
     :param sac: options of what is trained by SAC.
     :param broad: whether one seed of each of the other baselines is to say that they learn, and the keypoints be
         judged on changed observations too, which takes as long as training.
+    :param keypoints: the algorithm that Keypoint3D comes first with; PPO, which RAD has, is always there.
     """
     common = f"--total-steps {steps} --log.evaluate-every {steps // 20} --log.evaluation-episodes {episodes}"
     fast = f"--preset fast {common}"
@@ -69,7 +74,9 @@ def control(steps: int, episodes: int, sac: str = "", broad: bool = False) -> tu
         Condition("autoencoder", f"{fast} --encoder.kind autoencoder", seeds=1),
         Condition("CURL", f"{common} --algorithm sac --encoder.kind curl{sac}", seeds=1),
     )
+    by_sac = Condition("Keypoint3D SAC", f"{fast} --algorithm sac{KEYPOINT_SAC}{sac}")
     return (
+        *([by_sac] if keypoints == "sac" else []),
         Condition("Keypoint3D", fast, ablate=broad),
         Condition("no auxiliary loss", f"{fast} {NO_AUXILIARY}"),
         Condition("RAD", f"{fast} --encoder.kind rad"),
@@ -127,7 +134,8 @@ STUDIES = {
     ),
     "control-reach": Study("reach-multiview", control(20_000, episodes=20, broad=True)),
     "control-window-open": Study(
-        "metaworld-window-open", control(10_000, episodes=10, sac=" --action-repeat 4 --sac.gamma 0.95")
+        "metaworld-window-open",
+        control(10_000, episodes=10, sac=" --action-repeat 4 --sac.gamma 0.95", keypoints="sac"),
     ),
     "pretraining": Study("push-multiview", tuple(map(pretrained_on, TASKS_WITH_OBJECTS))),
     "speed": Study("reach-multiview", (Condition("default on all cores", seeds=3, cores=0),)),
