@@ -24,7 +24,8 @@ from experiments.runs import Checkpoint, Run
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt, from malloc.h
 MOST_WORKERS_PER_CORE = 8
 SEEDS_PER_RUN = 1000
-"""Training seed s resets environment i with 1000 s + i; evaluations use other ranges (:mod:`..judging.evaluation`)."""
+"""Training seed s resets environment i with 1000 s + i; evaluations use other ranges
+(:mod:`experiments.judging.evaluation`)."""
 
 
 def make_env(config: RunConfig) -> gym.Env:

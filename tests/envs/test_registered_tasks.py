@@ -65,7 +65,7 @@ def test_gymnasium_makes_it_repeat_actions(env_id):
         actions, over = actions + 1, terminated or truncated
     horizon = env.get_wrapper_attr("horizon")
     assert env.spec.max_episode_steps == env.unwrapped.horizon and horizon == -(-env.unwrapped.horizon // 7)
-    assert terminated or truncated == (actions == horizon)
+    assert terminated or (truncated == (actions == horizon))
     env.close()
 
 
