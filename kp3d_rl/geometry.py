@@ -1,4 +1,4 @@
-"""Points from several views: weighted fusion, triangulation, rigid alignment.
+"""Points from several views: weighted fusion of what each view says, and rigid alignment.
 
 Conventions (axes, pixels, shapes) are those of :mod:`kp3d_rl`.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from kp3d_rl.cameras import Rig
 
 RAYS_ALONE = 0.01
 """Trust in depths that are none, just enough to keep rays that never meet within bounds."""
@@ -74,31 +72,6 @@ def _miss(points: Tensor, weights: Tensor, rays: Tensor) -> Tensor:
     offset = fuse(points, weights, rays, RAYS_ALONE).unsqueeze(-3) - points
     across = offset - (offset * rays).sum(-1, keepdim=True) * rays
     return (_normalise(weights, -2) * torch.linalg.vector_norm(across, dim=-1)).sum(-2)
-
-
-def triangulate(rig: Rig, uv: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The 3D points that several views see, by weighted linear least squares (direct linear transform).
-
-    The equations are those of Hartley and Zisserman, "Multiple View Geometry", 12.2, in the inhomogeneous form and in
-    normalised coordinates, so that the answer does not depend on where the world's origin lies; they are solved in
-    float64. The error that they weigh is the offset in the plane at depth 1 times the depth: metres, not pixels.
-
-    :param rig: the cameras, batch dimensions broadcast.
-    :param uv: (..., V, K, 2) pixels.
-    :param weights: (..., V, K), not negative; each view's share of the squared error; None counts all equally.
-    :return: (..., K, 3) world metres; NaN (without gradient) where fewer than two views have weight, or all rays are
-        parallel.
-    """
-    dtype = uv.dtype
-    rig, uv = rig.to(torch.float64), uv.double()
-    # Along a ray, R_x . (p - c) = x R_z . (p - c), and the same for y: one row of the equations each.
-    axes = rig.rotations.mT.unsqueeze(-3)  # (..., V, 1, 3, 3): rows are the camera's axes in the world
-    rows = axes[..., :2, :] - rig.plane(uv).unsqueeze(-1) * axes[..., 2:, :]  # (..., V, K, 2, 3)
-    right = (rows * rig.centres[..., None, None, :]).sum(-1)  # (..., V, K, 2)
-    weighted = rows if weights is None else rows * weights.double()[..., None, None]
-    normal = torch.einsum("...vkri,...vkrj->...kij", weighted, rows)
-    moment = torch.einsum("...vkri,...vkr->...ki", weighted, right)
-    return _solve_or_nan(normal, moment).to(dtype)
 
 
 def align(
@@ -201,13 +174,3 @@ def _solve_written_out(matrix: Tensor, right: Tensor) -> Tensor:
     z = (z - c_a * x - e_d * y) / (f - c_a * c - e_d * e)
     y = y / d - e_d * z
     return torch.stack([x / a - b_a * y - c_a * z, y, z], -1)
-
-
-def _solve_or_nan(normal: Tensor, moment: Tensor) -> Tensor:
-    """Solve (..., 3, 3) normal equations; NaN with zero gradient where they are singular."""
-    trace = normal.diagonal(dim1=-2, dim2=-1).sum(-1)
-    solvable = torch.linalg.det(normal.detach()) > 1e-14 * (trace / 3) ** 3
-    eye = torch.eye(3, dtype=normal.dtype, device=normal.device)
-    safe = torch.where(solvable[..., None, None], normal, eye)
-    solution = torch.linalg.solve(safe, moment.unsqueeze(-1)).squeeze(-1)
-    return torch.where(solvable.unsqueeze(-1), solution, torch.nan)

@@ -71,6 +71,26 @@ def learner_table(rows: Rows) -> list[str]:
     )
 
 
+def triangulation_table(rows: Rows) -> list[str]:
+    """Robust triangulation of both kinds."""
+    heads = ("robust triangulation", "points timed", "points/s", "times the loop", "found, %", "answers apart, m")
+    return table_of(
+        heads,
+        [
+            (
+                row["what"],
+                f"{row['points']:,}",
+                f"{row['points_per_second']:,.0f}",
+                _times(row),
+                f"{100 * row['recall']:.2f}",
+                f"{row['apart']:.0e}",
+            )
+            for row in rows
+            if row["section"] == "triangulation"
+        ],
+    )
+
+
 def training_table(rows: Rows) -> list[str]:
     """Environment steps per second of whole training."""
     rows = [row for row in rows if row["section"] == "training"]
@@ -168,6 +188,7 @@ TABLES: dict[str, Callable[[Rows], list[str]]] = {
     "looks": looks_table,
     "workers": workers_table,
     "learner": learner_table,
+    "triangulation": triangulation_table,
     "training": training_table,
     "stages": stages_table,
     "growth": growth_table,

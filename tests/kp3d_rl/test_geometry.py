@@ -1,50 +1,21 @@
-"""Fusion, triangulation and alignment: against loops, a homogeneous DLT by SVD, scipy, and the SVD's own gradient."""
+"""Fusion and alignment: against loops, scipy, and the SVD's own gradient."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import orthogonal_procrustes
-from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from kp3d_rl.cameras import Rig, intrinsics_from_fovy, look_at
-from kp3d_rl.geometry import agreeing_views, align, fuse, nearest_rotation, rotation_angle, triangulate
-
-
-def ring(seed=0, views=4, distance=1.5, origin=(0.0, 0.0, 0.0)):
-    """Cameras at random places on a sphere that look at its centre."""
-    rng = np.random.default_rng(seed)
-    direction = rng.normal(size=(views, 3)) + [0, 0, 0.2]
-    origin = torch.tensor(origin, dtype=torch.float64)
-    positions = origin + distance * torch.tensor(direction / np.linalg.norm(direction, axis=-1, keepdims=True))
-    k = intrinsics_from_fovy(torch.tensor(rng.uniform(35, 70, views)), 64, 64)
-    return Rig.from_arrays(k, look_at(positions, origin), 64, 64, torch.float64)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from kp3d_rl.geometry import agreeing_views, align, fuse, nearest_rotation, rotation_angle
+from tests.kp3d_rl.rigs import normal, ring
 
 
 def rotations(count, seed=0):
     return torch.tensor(Rotation.random(count, random_state=seed).as_matrix())
-
-
-def naive_dlt(rig, uv):
-    """The textbook's form: the null vector of the stacked homogeneous equations in pixels, one point at a time."""
-    points = torch.empty(uv.shape[1], 3, dtype=torch.float64)
-    projections = rig.intrinsics @ torch.linalg.inv(rig.world_from_camera)[:, :3]
-    for k in range(uv.shape[1]):
-        rows = []
-        for v in range(rig.num_views):
-            p = projections[v]
-            rows += [uv[v, k, 0] * p[2] - p[0], uv[v, k, 1] * p[2] - p[1]]
-        x = torch.linalg.svd(torch.stack(rows))[2][-1]
-        points[k] = x[:3] / x[3]
-    return points
 
 
 def test_fuse_is_the_weighted_mean_of_a_loop():
@@ -91,95 +62,6 @@ def test_fuse_without_weight_is_the_plain_mean_with_finite_gradients():
     fused.sum().backward()
     assert points.grad.isfinite().all() and weights.grad.isfinite().all()
     assert torch.autograd.gradcheck(fuse, (normal(3, 2, 3).requires_grad_(), normal(3, 2).abs().requires_grad_()))
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**31), views=st.integers(2, 6), far=st.sampled_from([0.0, 10.0, 1000.0]))
-def test_triangulate_finds_the_point_that_was_projected(seed, views, far):
-    rig = ring(seed, views, origin=(far, -far, far))
-    sight = rig.rotations[..., 2]
-    assume(torch.linalg.cross(sight[:1], sight).norm() > 0.05)  # cameras in one place see no depth
-    points = torch.tensor([far, -far, far]) + 0.2 * normal(2, 5, 3, seed=seed)
-    uv, _ = rig.project(points)
-    assert (triangulate(rig, uv) - points).abs().max() < (1e-9 if far < 100 else 1e-7)
-
-
-def test_triangulate_agrees_with_the_textbook_where_views_agree_and_nearly_where_they_do_not():
-    rig, points = ring(1), 0.2 * normal(8, 3, seed=1)
-    uv, _ = rig.project(points)
-    torch.testing.assert_close(triangulate(rig, uv), naive_dlt(rig, uv), atol=1e-9, rtol=0)
-    noisy = uv + 0.5 * normal(*uv.shape, seed=2)
-    ours, textbook = triangulate(rig, noisy), naive_dlt(rig, noisy)
-    assert (ours - textbook).norm(dim=-1).mean() < 0.4 * (ours - points).norm(dim=-1).mean()  # weighs views otherwise
-
-
-def test_triangulate_minimises_its_own_error_and_is_near_the_reprojection_optimum():
-    rig, points = ring(4, views=5), 0.2 * normal(6, 3, seed=4)
-    uv = rig.project(points)[0] + 0.5 * normal(5, 6, 2, seed=5)
-    found = triangulate(rig, uv)
-    weights = torch.rand(5, 6, dtype=torch.float64) + 0.1
-    weighted = triangulate(rig, uv, weights)
-    k, inverse = rig.intrinsics, torch.linalg.inv(rig.world_from_camera)
-    for i in range(6):
-
-        def reprojection(p, i=i):
-            return (rig.project(torch.tensor(p)[None])[0][:, 0] - uv[:, i]).flatten().numpy()
-
-        def algebraic(p, i=i):
-            local = (inverse[:, :3, :3] @ torch.tensor(p)) + inverse[:, :3, 3]
-            plane = (uv[:, i] - k[:, :2, 2]) / k[:, [0, 1], [0, 1]]
-            error = local[:, :2] - plane * local[:, 2:]
-            return (error * weights[:, i, None].sqrt()).flatten().numpy()
-
-        best = least_squares(reprojection, points[i].numpy(), xtol=1e-12).x
-        assert np.linalg.norm(found[i].numpy() - best) < 0.3 * np.linalg.norm(points[i].numpy() - best) + 2e-3
-        exact = least_squares(algebraic, points[i].numpy(), xtol=1e-14, ftol=1e-14, gtol=1e-14).x
-        np.testing.assert_allclose(weighted[i], exact, atol=1e-7)
-
-
-def test_triangulate_with_weights_ignores_what_weighs_nothing():
-    rig, points = ring(2, views=4), 0.2 * normal(3, 5, 3)
-    uv, _ = rig.project(points)
-    weights = torch.ones(3, 4, 5, dtype=torch.float64)
-    uv[:, 3] += 20
-    weights[:, 3] = 0
-    assert (triangulate(rig, uv, weights) - points).abs().max() < 1e-9
-    assert (triangulate(rig, uv) - points).abs().max() > 0.01
-
-
-def test_triangulate_says_nan_where_one_view_is_left_and_keeps_gradients_finite():
-    rig, points = ring(3, views=3), 0.2 * normal(4, 3)
-    uv = rig.project(points)[0].requires_grad_()
-    weights = torch.ones(3, 4, dtype=torch.float64)
-    weights[1:, 0] = 0
-    weights[:, 1] = 0
-    found = triangulate(rig, uv, weights)
-    assert found[:2].isnan().all() and (found[2:] - points[2:]).abs().max() < 1e-9
-    found[2:].sum().backward()
-    assert uv.grad.isfinite().all() and uv.grad[:, 2:].abs().sum() > 0
-    assert triangulate(rig.select([0, 0]), uv[[0, 0]].detach()).isnan().all(), "twice the same camera"
-
-
-def test_triangulate_batches_agree_with_a_loop_and_float32_with_float64():
-    rig = Rig(
-        torch.stack([ring(s).intrinsics for s in range(3)]),
-        torch.stack([ring(s).world_from_camera for s in range(3)]),
-        64,
-        64,
-    )
-    uv = rig.project(0.2 * normal(3, 5, 3))[0] + 0.3 * normal(3, 4, 5, 2, seed=1)
-    found = triangulate(rig, uv)
-    for b in range(3):
-        torch.testing.assert_close(found[b], triangulate(ring(b), uv[b]))
-    single = triangulate(rig.to(torch.float32), uv.float())
-    assert single.dtype == torch.float32 and (single - found).abs().max() < 1e-5
-
-
-def test_triangulate_gradient():
-    rig = ring(6, views=3)
-    uv = rig.project(0.2 * normal(2, 3))[0].requires_grad_()
-    weights = (torch.rand(3, 2, dtype=torch.float64) + 0.2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, w: triangulate(rig, x, w), (uv, weights))
 
 
 @settings(max_examples=60, deadline=None)
