@@ -78,7 +78,7 @@ class VisualModel:
 
     def __init__(
         self,
-        path: str,
+        path: str | mujoco.MjSpec,
         physics: mujoco.MjModel,
         cameras: Sequence[CameraSpec],
         *,
@@ -89,7 +89,7 @@ class VisualModel:
     ) -> None:
         """Compile the visual model; nothing is rendered yet.
 
-        :param path: the MJCF from which ``physics`` was loaded.
+        :param path: the MJCF from which ``physics`` was loaded, or the specification that it was compiled from.
         :param physics: the task's model.
         :param cameras: the views, in the order of the images.
         :param workspace: tells the frame of poses and positions; None is the world.
@@ -231,9 +231,9 @@ class VisualModel:
             np.copyto(self.model.geom_rgba, geom_rgba)
             np.copyto(self.model.site_rgba, site_rgba)
 
-    def _compile(self, path: str, physics: mujoco.MjModel) -> mujoco.MjModel:
+    def _compile(self, path: str | mujoco.MjSpec, physics: mujoco.MjModel) -> mujoco.MjModel:
         try:
-            spec = mujoco.MjSpec.from_file(path)
+            spec = mujoco.MjSpec.from_file(path) if isinstance(path, str) else path.copy()
             plain = spec.compile()
         except ValueError as error:
             raise UserError(f"model file {path}: does not compile ({' '.join(str(error).split())})") from error

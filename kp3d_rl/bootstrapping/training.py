@@ -1,0 +1,180 @@
+"""How a detector is trained: on labelled images that are turned, scaled, moved and recoloured at random."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kp3d_rl.bootstrapping.detector import KeypointDetector, to_input
+from kp3d_rl.options import bounded, check_options
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and where their keypoints are.
+
+    :param images: (N, H, W, 3) uint8.
+    :param uv: (N, K, 2) pixels; NaN where a keypoint has no label.
+    """
+
+    images: Tensor
+    uv: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dim() != 4 or self.uv.dim() != 3 or len(self.images) != len(self.uv):
+            shapes = f"{tuple(self.images.shape)} and {tuple(self.uv.shape)}"
+            raise ValueError(f"labelled images must be (N, H, W, 3) with labels (N, K, 2), not {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """How much images are changed.
+
+    :param turn: degrees in the image plane, at most, either way.
+    :param scale: factor, at most, either way.
+    :param shift: share of the image's side, at most, either way.
+    :param colour: how much brightness, contrast and the colours' balance change; 0 is not at all.
+    """
+
+    turn: float = bounded(60.0, least=0, most=180)
+    scale: float = bounded(1.3, least=1, most=10)
+    shift: float = bounded(0.1, least=0, most=1)
+    colour: float = bounded(0.4, least=0, most=1)
+
+    def __post_init__(self) -> None:
+        check_options(self, "augmentation")
+
+
+@dataclass(frozen=True)
+class DetectorTrainingConfig:
+    """How a detector is trained.
+
+    :param steps: gradient steps.
+    :param batch_size: images of each.
+    :param learning_rate: at the start; it falls to nothing along a cosine.
+    :param augmentation: of the images.
+    """
+
+    steps: int = bounded(1500, least=1, most=10_000_000)
+    batch_size: int = bounded(32, least=1, most=4096)
+    learning_rate: float = bounded(1e-3, above=0, most=1)
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+    def __post_init__(self) -> None:
+        check_options(self, "training")
+
+
+class DetectorTraining:
+    """The gradient steps on a detector; what it has done so far can be saved and taken up again.
+
+    Attributes: ``step``, how many were made; ``loss``, the mean of the last ones.
+
+    :param detector: that learns.
+    :param parts: sets of labelled images; a batch has equally many of each.
+    :param config: how.
+    :param seed: of batches and augmentation: with the same one a training is the same again.
+    """
+
+    def __init__(
+        self, detector: KeypointDetector, parts: list[LabelledImages], config: DetectorTrainingConfig, seed: int
+    ) -> None:
+        parts = [part for part in parts if len(part)]
+        if not parts:
+            raise ValueError("there is no labelled image to train on")
+        self.detector, self.parts, self.config = detector, parts, config
+        self.optimizer = torch.optim.Adam(detector.parameters(), config.learning_rate)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.step, self.loss = 0, float("nan")
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are made."""
+        return self.step >= self.config.steps
+
+    def advance(self) -> float:
+        """One gradient step.
+
+        :return: its loss.
+        """
+        rate = 0.5 * self.config.learning_rate * (1.0 + math.cos(math.pi * self.step / self.config.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        images, uv = self._batch()
+        self.detector.train()
+        loss = map_loss(self.detector, images, uv)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        value = float(loss.detach())
+        self.loss = value if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * value
+        return value
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) in [-1, 1] and (B, K, 2), augmented."""
+        sizes = [len(part) for part in torch.arange(self.config.batch_size).tensor_split(len(self.parts))]
+        images, labels = [], []
+        for part, size in zip(self.parts, sizes, strict=True):
+            rows = torch.randint(len(part), (size,), generator=self.generator)
+            images.append(part.images[rows])
+            labels.append(part.uv[rows])
+        device = next(self.detector.parameters()).device
+        changed, uv = augment(to_input(torch.cat(images)), torch.cat(labels), self.config.augmentation, self.generator)
+        return changed.to(device), uv.to(device)
+
+
+def map_loss(detector: KeypointDetector, images: Tensor, uv: Tensor) -> Tensor:
+    """How far the maps are from what they should be, for those keypoints that have a label: mean relative entropy.
+
+    :param detector: to be trained.
+    :param images: (B, 3, H, W) in [-1, 1].
+    :param uv: (B, K, 2) pixels, NaN where there is no label; beyond the image the right answer is nowhere.
+    :return: nats, 0 where all maps are right.
+    """
+    known = uv.isfinite().all(-1)
+    wanted = detector.targets(torch.where(known.unsqueeze(-1), uv, 0.0), *images.shape[-2:]).flatten(2)
+    logits, nowhere = detector.logits(images)
+    said = torch.cat([logits.flatten(2), nowhere], -1).log_softmax(-1)
+    wanted = torch.cat([wanted, (1.0 - wanted.sum(-1, keepdim=True)).clamp(min=0.0)], -1)
+    error = (torch.xlogy(wanted, wanted) - wanted * said).sum(-1)
+    return (error * known).sum() / known.sum().clamp(min=1)
+
+
+def augment(
+    images: Tensor, uv: Tensor, config: AugmentationConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Images turned, scaled, moved and recoloured, and their labels with them.
+
+    :param images: (B, 3, H, W) in [-1, 1].
+    :param uv: (B, K, 2) pixels.
+    :param config: how much.
+    :param generator: to draw from.
+    """
+    count, _, height, width = images.shape
+
+    def uniform(*shape: int) -> Tensor:
+        return 2.0 * torch.rand(count, *shape, generator=generator) - 1.0
+
+    angle, factor = math.radians(config.turn) * uniform(), config.scale ** uniform()
+    size = torch.tensor([width, height], dtype=images.dtype)
+    shift = config.shift * uniform(2) * size
+    cosine, sine = factor * angle.cos(), factor * angle.sin()
+    matrix = torch.stack([cosine, -sine, sine, cosine], -1).view(-1, 2, 2)  # from old pixels, about the middle, to new
+    moved = ((uv - size / 2) @ matrix.mT) + size / 2 + shift.unsqueeze(1)
+    # grid_sample asks for the way back, with the image from -1 to 1; where that is depends on the sides.
+    inverse = torch.linalg.inv(matrix)
+    back = inverse * inverse.new_tensor([[1.0, height / width], [width / height, 1.0]])
+    offset = -(inverse @ shift.unsqueeze(-1)).squeeze(-1) / (size / 2)
+    grid = torch.nn.functional.affine_grid(
+        torch.cat([back, offset.unsqueeze(-1)], -1), list(images.shape), align_corners=False
+    )
+    warped = torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    contrast, tint = 1.0 + config.colour * uniform(1, 1, 1), config.colour * uniform(3, 1, 1)
+    recoloured = (warped * contrast * (1.0 + 0.5 * config.colour * uniform(3, 1, 1)) + 0.5 * tint).clamp(-1.0, 1.0)
+    return recoloured.contiguous(memory_format=torch.channels_last), moved
