@@ -9,7 +9,7 @@ PRESETS := $(if $(PRESET),--preset $(PRESET))
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tasks study train pretrain evaluate export probe video bench profile soak preview doctor test test-all lint clean
+.PHONY: help setup tasks study train pretrain bootstrap evaluate export probe video bench profile soak preview doctor test test-all lint clean
 
 help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,10 @@ train: setup ## train 3D keypoints and a policy together: make train ENV=reach-m
 
 pretrain: setup ## the keypoints alone, in minutes: make pretrain ENV=reach-multiview
 	@exec $(PYTHON) -m experiments.pretrain $(TASK) $(PRESETS) $(CAMERA) $(ARGS)
+
+bootstrap: setup ## a keypoint detector that teaches itself by many cameras: make bootstrap; go on: make bootstrap RESUME=…
+	$(if $(and $(RESUME),$(ENV)$(RUN)$(SEED)$(DEVICE)$(PRESET)$(ARGS)),$(error RESUME goes on with the options that the run has: leave out all others))
+	@exec $(PYTHON) -m experiments.bootstrap $(if $(RESUME),--resume $(RESUME),$(TASK) $(PRESETS) $(ARGS))
 
 evaluate: setup ## success and return of a run on fixed seeds: make evaluate ENV=… RUN=…
 	@exec $(PYTHON) -m experiments.evaluate $(TASK) $(ARGS)

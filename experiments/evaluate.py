@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from agents.finite import refuse_nonfinite_outputs
 from envs.errors import UserError
+from experiments.bootstrapping import evaluating
+from experiments.bootstrapping.folder import asks_for_bootstrap
 from experiments.judging.ablations import Environments, conditions
 from experiments.judging.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, table
 from experiments.judging.outliers import check_outliers, rejecting_outliers
@@ -64,6 +66,8 @@ class EvaluateConfig:
 @refuse_nonfinite_outputs()
 def main(argv: Sequence[str]) -> None:
     """Load, evaluate, print, write."""
+    if asks_for_bootstrap(argv):
+        return evaluating.main(argv)
     config = parse(EvaluateConfig, argv)
     run = Run.open(config.run, config.env)
     checkpoint = run.load(config.checkpoint)

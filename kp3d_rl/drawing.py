@@ -131,6 +131,31 @@ def draw_box(
     return _stroke(_enlarge(_as_image(image), scale), lines, colour, width)
 
 
+def draw_skeleton(
+    image: object, uv: object, bones: Sequence[tuple[int, int]], groups: Sequence[int], scale: int = 1
+) -> np.ndarray:
+    """The image, enlarged, with bones and their joints, each group (a finger) in a colour of its own.
+
+    :param image: (H, W, 3) uint8.
+    :param uv: (K, 2), pixels of ``image``; what is not finite is left out.
+    :param bones: pairs of keypoints; a bone has the colour of its second one.
+    :param groups: K numbers.
+    :param scale: how many times to enlarge.
+    :return: (scale * H, scale * W, 3) uint8.
+    """
+    canvas, uv = _enlarge(_as_image(image), scale), np.asarray(uv, np.float64) * scale
+    names = sorted(set(groups))
+    colours = palette(len(names))[[names.index(group) for group in groups]]
+    width = max(1.0, 0.008 * math.sqrt(canvas.shape[0] * canvas.shape[1]))
+    for ink, wide in (("outline", 2.2 * width), ("colour", width)):
+        for first, second in bones:
+            colour = _OUTLINE if ink == "outline" else colours[second]
+            canvas = _stroke(canvas, [(uv[first], uv[second])], colour, wide)
+    for place, colour in zip(uv, colours, strict=True):
+        _disc(canvas, place, 1.3 * width, colour)
+    return canvas
+
+
 def caption(image: object, text: str) -> np.ndarray:
     """The image with a line of text above it, in smaller letters where it is long."""
     image = _as_image(image)
@@ -196,7 +221,12 @@ def sheet(rows: Sequence[Sequence[object]], titles: Sequence[str], height: int |
 
 
 def plot3d(
-    points: object, confidence: object, workspace: Workspace, azimuth: float = 45.0, size: int = 384
+    points: object,
+    confidence: object,
+    workspace: Workspace,
+    azimuth: float = 45.0,
+    size: int = 384,
+    bones: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
     """The keypoints in their workspace box, seen from above and the side: one frame of a turning 3D plot.
 
@@ -206,6 +236,7 @@ def plot3d(
     :param confidence: (K,) or None, as in :func:`draw_keypoints`.
     :param azimuth: degrees, direction from which to look, counted from +x towards +y.
     :param size: pixels, height and width.
+    :param bones: pairs of keypoints that are joined by a line.
     """
     centre, half = (np.asarray(side, np.float64) for side in (workspace.centre, workspace.half_extents))
     orbit = _Orbit(centre, half, math.radians(azimuth), size)
@@ -214,6 +245,8 @@ def plot3d(
     floor, _ = orbit(np.column_stack([points[:, :2], np.full(len(points), centre[2] - half[2])]))
     colours, share = palette(len(points)), _relative(confidence, len(points))
     canvas = _draw_scene(orbit, uv, floor, colours)
+    for first, second in bones:
+        canvas = _stroke(canvas, [(uv[first], uv[second])], colours[second], 0.008 * size)
     radius = 0.026 * size * np.sqrt(0.16 + 0.84 * share) * orbit.distance / depth
     for k in np.argsort(-depth, kind="stable"):
         _disc(canvas, uv[k], radius[k], colours[k])

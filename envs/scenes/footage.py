@@ -12,11 +12,13 @@ from envs.cameras import CameraRig, CameraSpec
 from envs.renderers import Renderer
 from envs.scenes.hand import KEYPOINTS, Hand
 from envs.scenes.looks import Look
-from envs.scenes.motion import draw_path, draw_things
+from envs.scenes.motion import TILT, draw_path, draw_things
 from envs.visual_model import VisualModel
 
 DISTANCE = 0.75
 FOVY = 26.0
+HEIGHTS = (-0.6, 0.9)
+"""Sines of the elevations of the lowest and the highest camera."""
 _FACING = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])  # the palm's -y to the world's x, fingers up
 _GOLDEN = np.pi * (1 + 5**0.5)
 
@@ -38,7 +40,7 @@ class Footage:
 
 
 def dome(count: int, distance: float = DISTANCE, fovy: float = FOVY) -> tuple[CameraSpec, ...]:
-    """Cameras all round the world's origin, about equally far from each other, that look at it.
+    """Cameras all round the world's origin, from below it to high above, about equally far from each other.
 
     They come in an order in which the first few are spread out, too.
 
@@ -47,8 +49,9 @@ def dome(count: int, distance: float = DISTANCE, fovy: float = FOVY) -> tuple[Ca
     :param fovy: degrees.
     """
     index = np.arange(count) + 0.5
-    polar, turn = np.arccos(1 - 2 * index / count), _GOLDEN * index
-    places = np.stack([np.cos(turn) * np.sin(polar), np.sin(turn) * np.sin(polar), np.cos(polar)], 1)
+    height, turn = HEIGHTS[0] + (HEIGHTS[1] - HEIGHTS[0]) * index / count, _GOLDEN * index
+    around = np.sqrt(1 - height**2)
+    places = np.stack([np.cos(turn) * around, np.sin(turn) * around, height], 1)
     order = _farthest_first(places)
     return tuple(
         CameraSpec(f"dome-{number}", tuple(distance * places[at]), look_at=(0.0, 0.0, 0.0), fovy=fovy)
@@ -128,7 +131,7 @@ def _face(hand: Hand, rng: np.random.Generator, cone: float) -> None:
     joints = draw_path(hand, 2, rng, grasps=False).joints[0]
     away = cone * np.sqrt(rng.random())  # about evenly over the cone
     tilt = Rotation.from_rotvec(away * _unit(np.array([0.0, *rng.normal(size=2)])))
-    roll = Rotation.from_rotvec([rng.uniform(-np.pi, np.pi), 0, 0])
+    roll = Rotation.from_rotvec([rng.normal(0, TILT), 0, 0])
     hand.pose(joints, (tilt * roll).as_matrix() @ _FACING, rng.uniform(-0.03, 0.03, 3))
 
 

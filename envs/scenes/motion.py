@@ -11,6 +11,8 @@ from scipy.spatial.transform import Rotation, Slerp
 from envs.scenes.hand import CENTRE, FINGERS, PALM_NORMAL, Hand, ThingSpec
 
 FRAMES_PER_SECOND = 30
+TILT = 0.4
+"""Radians by which the fingers lean from the vertical, as a standard deviation along each axis."""
 _CURL = {"thumb": ("THJ0", "THJ1", "THJ3"), "index": "FFJ", "middle": "MFJ", "ring": "RFJ", "little": "LFJ"}
 _CLOSING_STEPS = 20
 _SHAPES = ("box", "sphere", "cylinder", "capsule", "ellipsoid")
@@ -77,10 +79,12 @@ def _smooth(values: np.ndarray, frames: int) -> np.ndarray:
 
 
 def _rotations(frames: int, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """(T, 3, 3) from anywhere, turning by up to a radian in every second and a half."""
-    turns = [Rotation.random(random_state=rng)]
-    for _ in range(_knots(seconds, 1.5) - 1):
-        turns.append(Rotation.from_rotvec(rng.normal(0, 0.5, 3)) * turns[-1])
+    """(T, 3, 3) of a hand that is held up, turned any way about the vertical and tilted, turning on all the time."""
+    heading, turns = rng.uniform(-np.pi, np.pi), []
+    for _ in range(_knots(seconds, 1.5)):
+        heading += rng.normal(0, 0.6)
+        lean = Rotation.from_rotvec([*rng.normal(0, TILT, 2), 0.0])
+        turns.append(lean * Rotation.from_rotvec([0, 0, heading]))
     times = np.linspace(0, 1, len(turns))
     return Slerp(times, Rotation.concatenate(turns))(np.linspace(0, 1, frames)).as_matrix()
 

@@ -15,6 +15,7 @@ from envs.yaml_files import Key, YamlTree, read_yaml, shown, unknown_key
 from experiments.options.config import PretrainConfig, RunConfig, TrainConfig
 from kp3d_rl.options import OptionError, option_kinds
 
+Config = typing.TypeVar("Config")
 LIMIT = 100_000
 """Bytes of the largest configuration that is read; a real one has about 2,000."""
 
@@ -38,6 +39,17 @@ def from_yaml(path: str | Path) -> TrainConfig | PretrainConfig:
     if not isinstance(tree.data, dict):
         raise tree.refusal((), f"must hold the options of a run as 'name: value', got {shown(tree.data)}")
     kind = max((TrainConfig, PretrainConfig), key=lambda kind: len(tree.data.keys() & _defaults(kind).keys()))
+    return _build(tree, tree.data, kind, ())
+
+
+def read_config(path: str | Path, kind: type[Config]) -> Config:
+    """Read the configuration of another kind of run back, as :func:`from_yaml` does.
+
+    :param path: of the file.
+    :param kind: the dataclass.
+    :raises UserError: as :func:`from_yaml`.
+    """
+    tree = read_yaml(path, LIMIT)
     return _build(tree, tree.data, kind, ())
 
 

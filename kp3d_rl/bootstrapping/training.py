@@ -116,6 +116,31 @@ class DetectorTraining:
         self.loss = value if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * value
         return value
 
+    def state(self) -> dict[str, Tensor]:
+        """All that the coming steps depend on beside the images, as tensors by name."""
+        state = {f"detector.{name}": value for name, value in self.detector.state_dict().items()}
+        for name, parameter in self.detector.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"adam.{key}.{name}"] = value
+        numbers = {"step": torch.tensor(self.step), "loss": torch.tensor(self.loss, dtype=torch.float64)}
+        return state | numbers | {"generator": self.generator.get_state()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what :meth:`state` gave; the steps from there on are those that would have come.
+
+        :raises ValueError: where it is of another detector.
+        """
+        try:
+            weights = {name: state[f"detector.{name}"] for name in self.detector.state_dict()}
+            self.detector.load_state_dict(weights)
+            for name, parameter in self.detector.named_parameters():
+                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in state]
+                self.optimizer.state[parameter] = {key: state[f"adam.{key}.{name}"].clone() for key in keys}
+            self.step, self.loss = int(state["step"]), float(state["loss"])
+            self.generator.set_state(state["generator"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"this is no state of such a training: {str(error).splitlines()[0]}") from None
+
     def _batch(self) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) in [-1, 1] and (B, K, 2), augmented."""
         sizes = [len(part) for part in torch.arange(self.config.batch_size).tensor_split(len(self.parts))]

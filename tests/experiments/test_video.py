@@ -13,10 +13,11 @@ from envs.errors import UserError
 from envs.tasks.reach import ReachEnv
 from experiments import train
 from experiments.judging.evaluation import EVALUATION_SEED, stack
+from experiments.mp4 import write_mp4
 from experiments.runs import Run
 from experiments.training.algorithms import load_policy
 from experiments.training.building import make_env
-from experiments.video import Film, VideoConfig, main, text_panel, write_mp4
+from experiments.video import Film, VideoConfig, main, text_panel
 from kp3d_rl.drawing import caption, palette
 
 TINY = """--env reach-multiview --total-steps 32 --threads 1

@@ -1,0 +1,125 @@
+"""What a bootstrapping run has learnt: each round's detector on test sequences, beside what it is compared with.
+
+``python -m experiments.evaluate --run runs/hand/<name>`` comes here. Runs in the same folder that name this one as
+their ``reference`` (the oracle, self-training, random frames) are judged by the same images and listed with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.scenes.footage import Footage
+from experiments.bootstrapping.filming import Subject, make_studio
+from experiments.bootstrapping.folder import BootstrapRun, is_bootstrap
+from experiments.bootstrapping.judging import judge_detector
+from experiments.options.cli import parse, write_result
+from experiments.provenance import origin
+from experiments.training.building import choose_device, use_threads
+from experiments.training.progress import Progress
+from kp3d_rl.options import bounded, check_options
+
+
+@dataclass(frozen=True)
+class EvaluateBootstrapConfig:
+    """The detectors of a bootstrapping run on sequences, rooms and cameras that no training saw.
+
+    :param env: "hand" or an environment; with no ``run`` its newest run is taken.
+    :param run: run folder, or its name within the environment.
+    :param seed: number of the block of test sequences; blocks never overlap.
+    :param sequences: how many; by default as many as the run was judged by.
+    :param device: "auto" takes a GPU where there is one.
+    :param alone: leave out the runs that are compared with this one.
+    """
+
+    env: str | None = None
+    run: str | None = None
+    seed: int = bounded(0, least=0, most=1_000_000)
+    sequences: int | None = bounded(None, least=1, most=10_000)
+    device: str = "auto"
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        check_options(self, "")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Film, judge every round of every run, print, write."""
+    config = parse(EvaluateBootstrapConfig, argv)
+    run = BootstrapRun.find(config.run, config.env)
+    device = choose_device(config.device)
+    use_threads(run.config.threads)
+    studio, count = make_studio(run.config), config.sequences or run.config.test_sequences
+    show, test = Progress("filming", "sequences"), []
+    for number in range(count):
+        test.append(studio.test(config.seed * 10_000 + number))
+        show(number + 1, count)
+    studio.close()
+    rows = [
+        row
+        for other in ([run] if config.alone else [run, *compared(run)])
+        for row in judge_rounds(other, test, studio.subject, device)
+    ]
+    print("", *table(rows), sep="\n")
+    record = {"env": run.config.env, "seed": config.seed, "sequences": count} | origin() | {"rounds": rows}
+    write_result(run.path / "eval.json", json.dumps(record, indent=1).encode())
+    print(f"\nwritten to {run.path / 'eval.json'}")
+
+
+def compared(run: BootstrapRun) -> list[BootstrapRun]:
+    """Runs beside this one that were made to be compared with it, by method."""
+    found = []
+    for path in sorted(run.path.parent.iterdir()):
+        if is_bootstrap(path) and path.resolve() != run.path.resolve():
+            other = BootstrapRun.open(path)
+            if other.config.reference is not None and Path(other.config.reference).resolve() == run.path.resolve():
+                found.append(other)
+    return sorted(found, key=lambda other: other.config.method)
+
+
+def judge_rounds(run: BootstrapRun, test: Sequence[Footage], subject: Subject, device: str) -> list[dict[str, Any]]:
+    """One row for each round that is over.
+
+    :param run: whose detectors are judged.
+    :param test: the sequences.
+    :param subject: what is looked for.
+    :param device: to compute on.
+    """
+    rows, config = [], run.config
+    show, finished = Progress(f"judging {run.path.name}", "rounds"), run.finished_rounds()
+    for number in finished:
+        detector = run.detector(number, len(subject.keypoints)).to(device)
+        found = judge_detector(detector, test, config.held_out, config.ransac, subject.groups, config.calibration_noise)
+        then = run.numbers(number)
+        kept = {name: then[name] for name in ("frames", "precision", "accepted") if name in then}
+        rows.append({"run": run.path.name, "method": config.method, "round": number} | dataclasses.asdict(found) | kept)
+        show(number + 1, len(finished))
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows as a table in Markdown."""
+    heads = (
+        "method",
+        "round",
+        "PCK@.05",
+        "PCK@.1",
+        "PCK@.2",
+        "AUC",
+        "3D median, mm",
+        "found",
+        "frames",
+        "labels right",
+    )
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        shares = [f"{100 * row['pck'][share]:.1f}" for share in ("0.05", "0.1", "0.2")]
+        frames = f"{row['frames']:.0f}" if "frames" in row else "–"
+        right = f"{100 * row['precision']:.1f} %" if "precision" in row else "–"
+        cells = [row["method"], str(row["round"]), *shares, f"{100 * row['auc']:.1f}", f"{row['error_mm']:.1f}"]
+        lines.append("| " + " | ".join([*cells, f"{100 * row['found']:.0f} %", frames, right]) + " |")
+    return lines

@@ -1,0 +1,283 @@
+"""The rounds: detect in all views, triangulate, check, choose, project the labels, train; each can be gone on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.errors import UserError
+from envs.scenes.footage import Footage
+from experiments.bootstrapping.config import BootstrapConfig
+from experiments.bootstrapping.filming import Studio, Subject, as_labelled, calibrated, to_rig, truth
+from experiments.bootstrapping.folder import LABELS, TRAINING, BootstrapRun, read_tensors
+from experiments.bootstrapping.judging import Judgement, judge_detector, label_precision
+from experiments.training.progress import Progress
+from experiments.training.recording import StopRequest
+from kp3d_rl.bootstrapping.detector import KeypointDetector
+from kp3d_rl.bootstrapping.plausibility import Verdict, judge
+from kp3d_rl.bootstrapping.selection import reproject, score_frames, select_frames
+from kp3d_rl.bootstrapping.training import DetectorTraining, LabelledImages
+from kp3d_rl.cameras import Rig
+from kp3d_rl.storage.files import remove, write_tensors
+from kp3d_rl.triangulation import RobustPoints, triangulate_robustly
+
+SAVE_EVERY = 60.0
+"""Seconds between savings of a round's training."""
+SURE = 0.5
+"""Confidence from which self-training takes a detection for a label."""
+
+
+class Stopped(Exception):
+    """A signal asked to stop; what was done so far is on the disk."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a round is trained on beside the first labels.
+
+    :param images: with their labels.
+    :param chosen: (sequence, frame) of each chosen frame, in the order of ``points``.
+    :param points: (N, K, 3) world metres, NaN where a point has no label.
+    :param numbers: what there is to say about them.
+    """
+
+    images: LabelledImages
+    chosen: list[tuple[int, int]]
+    points: Tensor
+    numbers: dict[str, Any]
+
+
+@dataclass
+class Material:
+    """What is filmed once and used in all rounds.
+
+    :param labelled: the first labels.
+    :param sequences: unlabelled ones.
+    :param test: what is judged by.
+    :param rig: of the sequences, as somebody measured it.
+    """
+
+    labelled: LabelledImages
+    sequences: list[Footage]
+    test: list[Footage]
+    rig: Rig
+
+
+def film(config: BootstrapConfig, studio: Studio, stop: StopRequest) -> Material:
+    """Film everything.
+
+    :param config: how much.
+    :param studio: that films.
+    :param stop: set by a signal.
+    """
+    show, done = Progress("filming", "sequences"), 0
+    total = config.sequences + config.test_sequences
+
+    def films(record: Any, count: int) -> list[Footage]:
+        nonlocal done
+        found = []
+        for number in range(count):
+            if stop:
+                raise Stopped
+            found.append(record(number))
+            done += 1
+            show(done, total)
+        return found
+
+    labelled = as_labelled(studio.label())
+    sequences, test = films(studio.sequence, config.sequences), films(studio.test, config.test_sequences)
+    rig = calibrated(to_rig(sequences[0].rig), config.calibration_noise, config.seed)
+    return Material(labelled, sequences, test, rig)
+
+
+def run_round(
+    run: BootstrapRun,
+    number: int,
+    before: KeypointDetector | None,
+    material: Material,
+    subject: Subject,
+    stop: StopRequest,
+) -> KeypointDetector:
+    """One round, from where it was left.
+
+    :param run: whose folder it is written to.
+    :param number: of the round; 0 trains on the first labels alone.
+    :param before: the detector of the round before.
+    :param material: filmed.
+    :param subject: what is looked for.
+    :param stop: set by a signal.
+    :raises UserError: where no frame is good enough; the last detector stays as it is.
+    :raises Stopped: for a signal.
+    """
+    config, started = run.config, time.monotonic()
+    run.folder(number).mkdir(exist_ok=True)
+    labels = None if before is None else make_labels(run, number, before, material, subject, stop)
+    parts = [material.labelled] if labels is None else [material.labelled, labels.images]
+    torch.manual_seed(1000 * config.seed + number)
+    detector = KeypointDetector(len(subject.keypoints), config.detector)
+    if before is not None:
+        detector.load_state_dict(before.state_dict())
+    training = DetectorTraining(detector, parts, config.training_of(number), 1000 * config.seed + number)
+    train(run, number, training, stop)
+    judgement = judge_detector(
+        detector, material.test, config.held_out, config.ransac, subject.groups, config.calibration_noise
+    )
+    numbers = {"round": number, "loss": training.loss, "minutes": (time.monotonic() - started) / 60}
+    numbers |= dataclasses.asdict(judgement) | ({} if labels is None else labels.numbers)
+    run.finish(number, detector, numbers)
+    print(describe(number, judgement, labels), flush=True)
+    return detector
+
+
+def describe(number: int, judgement: Judgement, labels: Labels | None) -> str:
+    """A round in one line."""
+    shares = ", ".join(f"PCK@{share.lstrip('0')} {100 * value:.1f} %" for share, value in judgement.pck.items())
+    line = f"round {number}: {shares}, AUC {100 * judgement.auc:.1f} %, 3D median {judgement.error_mm:.1f} mm"
+    if labels is None:
+        return line
+    return f"{line}; labels from {labels.numbers['frames']} frames, {100 * labels.numbers['precision']:.1f} % right"
+
+
+def make_labels(
+    run: BootstrapRun, number: int, before: KeypointDetector, material: Material, subject: Subject, stop: StopRequest
+) -> Labels:
+    """Labels of a round, by the run's method; those that were made before the run was stopped are taken again.
+
+    :raises UserError: where there are none.
+    """
+    config, path = run.config, run.folder(number) / LABELS
+    if config.method == "self-training":
+        return self_labels(config, detect_all(before, material, stop), material)
+    if config.method == "oracle":
+        known = BootstrapRun.open(str(config.reference)).labels(number)
+        chosen = list(zip(known["sequence"].tolist(), known["frame"].tolist(), strict=True))
+        points = torch.stack([torch.as_tensor(material.sequences[s].points[t]) for s, t in chosen])
+        return labels_of(config, material, chosen, points, {})
+    if path.is_file():
+        known = read_tensors(path)
+        chosen = list(zip(known["sequence"].tolist(), known["frame"].tolist(), strict=True))
+        return labels_of(config, material, chosen, known["points"], {})
+    detections = detect_all(before, material, stop)
+    chosen, points, numbers = choose(config, detections, material.rig, subject, number)
+    if not chosen:
+        reasons = ", ".join(f"{count} {name}" for name, count in numbers["refused"].items() if count)
+        raise UserError(
+            f"round {number} stopped: no frame of {config.sequences} sequences is good enough to learn from (points "
+            f"refused: {reasons or 'none'}); the detector of round {number - 1} stays in {run.folder(number - 1)}"
+        )
+    index = torch.tensor(chosen)
+    write_tensors(path, {"sequence": index[:, 0], "frame": index[:, 1], "points": points})
+    return labels_of(config, material, chosen, points, numbers)
+
+
+def detect_all(detector: KeypointDetector, material: Material, stop: StopRequest) -> list[tuple[Tensor, Tensor]]:
+    """Where the detector finds keypoints in all views of all sequences: (T, V, K, 2) and (T, V, K) of each."""
+    show, found = Progress("detecting", "sequences"), []
+    for number, footage in enumerate(material.sequences):
+        if stop:
+            raise Stopped
+        images = torch.as_tensor(footage.images)
+        found.append(tuple(x.cpu().unflatten(0, images.shape[:2]) for x in detector.detect(images.flatten(0, 1))))
+        show(number + 1, len(material.sequences))
+    return found
+
+
+def choose(
+    config: BootstrapConfig, detections: Sequence[tuple[Tensor, Tensor]], rig: Rig, subject: Subject, number: int
+) -> tuple[list[tuple[int, int]], Tensor, dict[str, Any]]:
+    """Frames to learn from, and their points (N, K, 3), from what was detected.
+
+    :param config: of the run; with the method "random" nothing is checked, and frames are drawn.
+    :param detections: of each sequence.
+    :param rig: that they are triangulated with.
+    :param subject: what is looked for.
+    :param number: of the round, for what is drawn.
+    """
+    limits = None if subject.limits is None else torch.as_tensor(subject.limits)
+    scores, verdicts, refused = [], [], {}
+    for uv, confidence in detections:
+        found: RobustPoints = triangulate_robustly(rig, uv, confidence, config.ransac, subject.groups)
+        verdict: Verdict = judge(found, confidence, config.plausibility, subject.groups, subject.bones, limits)
+        scores.append(score_frames(found, confidence, verdict.points))
+        verdicts.append(verdict)
+        for name, count in verdict.refused.items():
+            refused[name] = refused.get(name, 0) + count
+        if config.method == "random":
+            verdicts[-1] = dataclasses.replace(verdict, points=found.points)
+    accepted = [verdict.accepted for verdict in verdicts]
+    if config.method == "random":
+        generator = torch.Generator().manual_seed(1000 * config.seed + number)
+        every = [(s, t) for s, verdict in enumerate(verdicts) for t in range(len(verdict.points))]
+        order = torch.randperm(len(every), generator=generator)[: config.selection.frames].tolist()
+        chosen = [every[at] for at in order]
+    else:
+        chosen = select_frames(scores, accepted, config.selection)
+    points = torch.stack([verdicts[s].points[t] for s, t in chosen]) if chosen else torch.zeros(0, 0, 3)
+    numbers = {"accepted": int(sum(int(ok.sum()) for ok in accepted)), "refused": refused}
+    return chosen, points, numbers
+
+
+def labels_of(
+    config: BootstrapConfig,
+    material: Material,
+    chosen: Sequence[tuple[int, int]],
+    points: Tensor,
+    numbers: dict[str, Any],
+) -> Labels:
+    """Points of chosen frames, projected into all of their views, and how right these labels are."""
+    hidden = torch.stack([torch.as_tensor(material.sequences[s].hidden[t]) for s, t in chosen])
+    rig = to_rig(material.sequences[0].rig) if config.method == "oracle" else material.rig
+    uv = reproject(rig, points, hidden)  # (N, V, K, 2)
+    images = torch.stack([torch.as_tensor(material.sequences[s].images[t]) for s, t in chosen])
+    true = torch.stack([truth(material.sequences[s])[t] for s, t in chosen])
+    numbers = numbers | {
+        "frames": len(chosen),
+        "labels": int((~uv.isnan().any(-1)).sum()),
+        "precision": label_precision(uv, true, config.image_size),
+    }
+    return Labels(LabelledImages(images.flatten(0, 1), uv.flatten(0, 1).float()), list(chosen), points, numbers)
+
+
+def self_labels(config: BootstrapConfig, detections: Sequence[tuple[Tensor, Tensor]], material: Material) -> Labels:
+    """The surest images, as many as bootstrapping would label, with their own detections as labels."""
+    uv = torch.cat([where.flatten(0, 1) for where, _ in detections])
+    confidence = torch.cat([sure.flatten(0, 1) for _, sure in detections])
+    images = torch.cat([torch.as_tensor(footage.images).flatten(0, 1) for footage in material.sequences])
+    true = torch.cat([truth(footage).flatten(0, 1) for footage in material.sequences])
+    count = min(config.selection.frames * config.cameras, len(uv))
+    best = confidence.mean(-1).topk(count).indices
+    labels = torch.where(confidence[best].unsqueeze(-1) >= SURE, uv[best], torch.nan)
+    numbers = {
+        "frames": len(best) / config.cameras,
+        "labels": int((~labels.isnan().any(-1)).sum()),
+        "precision": label_precision(labels, true[best], config.image_size),
+    }
+    return Labels(LabelledImages(images[best], labels), [], torch.zeros(0), numbers)
+
+
+def train(run: BootstrapRun, number: int, training: DetectorTraining, stop: StopRequest) -> None:
+    """Make a round's gradient steps; saved now and then, and when a signal asks to stop.
+
+    :raises Stopped: for a signal.
+    """
+    path = run.folder(number) / TRAINING
+    if path.is_file():
+        training.load_state(read_tensors(path))
+        print(f"round {number} goes on at step {training.step} of {training.config.steps}", flush=True)
+    show, saved = Progress(f"round {number}, learning", "steps"), time.monotonic()
+    while not training.finished:
+        if stop or time.monotonic() - saved > SAVE_EVERY:
+            write_tensors(path, training.state())
+            saved = time.monotonic()
+        if stop:
+            raise Stopped
+        training.advance()
+        show(training.step, training.config.steps, f"loss {training.loss:.3f}")
+    if path.is_file():
+        remove(path)
