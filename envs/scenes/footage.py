@@ -97,9 +97,7 @@ def record_hand(
     return Footage(images, np.stack(points), np.stack(hidden), rig)
 
 
-def label_hands(
-    count: int, pixels: int, seed: int, renderer: Renderer, cone: float = 60.0, looks: int = 20
-) -> Footage:
+def label_hands(count: int, pixels: int, seed: int, renderer: Renderer, cone: float = 60.0, looks: int = 20) -> Footage:
     """Single images of a hand that nothing hides, from a cone of views about the palm's normal.
 
     What a person would label first. A detector that learns from them knows neither the back of a hand, nor its sides,

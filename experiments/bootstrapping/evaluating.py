@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     rows = [
         row
         for other in ([run] if config.alone else [run, *compared(run)])
-        for row in judge_rounds(other, test, studio.subject, device)
+        for row in judge_rounds(other, test, len(studio.held_out), studio.subject, device)
     ]
     print("", *table(rows), sep="\n")
     record = {"env": run.config.env, "seed": config.seed, "sequences": count} | origin() | {"rounds": rows}
@@ -81,11 +81,14 @@ def compared(run: BootstrapRun) -> list[BootstrapRun]:
     return sorted(found, key=lambda other: other.config.method)
 
 
-def judge_rounds(run: BootstrapRun, test: Sequence[Footage], subject: Subject, device: str) -> list[dict[str, Any]]:
+def judge_rounds(
+    run: BootstrapRun, test: Sequence[Footage], held_out: int, subject: Subject, device: str
+) -> list[dict[str, Any]]:
     """One row for each round that is over.
 
     :param run: whose detectors are judged.
     :param test: the sequences.
+    :param held_out: how many of their views are of cameras that no training saw.
     :param subject: what is looked for.
     :param device: to compute on.
     """
@@ -93,7 +96,7 @@ def judge_rounds(run: BootstrapRun, test: Sequence[Footage], subject: Subject, d
     show, finished = Progress(f"judging {run.path.name}", "rounds"), run.finished_rounds()
     for number in finished:
         detector = run.detector(number, len(subject.keypoints)).to(device)
-        found = judge_detector(detector, test, config.held_out, config.ransac, subject.groups, config.calibration_noise)
+        found = judge_detector(detector, test, held_out, config.ransac, subject.groups, config.calibration_noise)
         then = run.numbers(number)
         kept = {name: then[name] for name in ("frames", "precision", "accepted") if name in then}
         rows.append({"run": run.path.name, "method": config.method, "round": number} | dataclasses.asdict(found) | kept)

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs import registry
 from envs.cameras import CameraRig, CameraSpec
 from envs.renderers import Renderer, make_renderer
 from envs.scenes import hand
 from envs.scenes.footage import Footage, label_hands, record_hand, split_dome
+from envs.scenes.task import FilmedTask, between, own_cameras
 from experiments.bootstrapping.config import HAND, BootstrapConfig
 from kp3d_rl.bootstrapping.training import LabelledImages
 from kp3d_rl.cameras import Rig
@@ -91,14 +93,56 @@ class HandStudio:
         return record_hand(cameras, frames, self.config.image_size, seed, self.renderer)
 
 
+class TaskStudio:
+    """Films a registered environment; what is held out are its own cameras, by the first of which it is labelled.
+
+    :param config: how much, and by how many cameras.
+    """
+
+    def __init__(self, config: BootstrapConfig) -> None:
+        self.config = config
+        self.held_out = own_cameras(config.env)
+        workspace = registry.task_class(config.env).workspace
+        self.cameras = between(self.held_out, workspace, config.cameras)
+        bodies = None if config.bodies is None else [name.strip() for name in config.bodies.split(",")]
+        self._tasks = {
+            name: FilmedTask(config.env, cameras, config.image_size, bodies)
+            for name, cameras in (
+                ("label", self.held_out[:1]),
+                ("sequence", self.cameras),
+                ("test", (*self.held_out, *self.cameras)),
+            )
+        }
+        names = self._tasks["label"].bodies
+        self.subject = Subject(names, tuple(range(len(names))))
+
+    def label(self) -> Footage:
+        """See :meth:`Studio.label`."""
+        every = 5  # so that the images differ
+        shot = self._tasks["label"].record(every * self.config.labelled, _SEEDS_PER_RUN * self.config.seed + 5_000)
+        return Footage(shot.images[::every], shot.points[::every], shot.hidden[::every], shot.rig)
+
+    def sequence(self, number: int) -> Footage:
+        """See :meth:`Studio.sequence`."""
+        return self._tasks["sequence"].record(self.config.frames, _SEEDS_PER_RUN * self.config.seed + number)
+
+    def test(self, number: int) -> Footage:
+        """See :meth:`Studio.test`."""
+        return self._tasks["test"].record(self.config.test_frames, TEST_SEED * 100 + number)
+
+    def close(self) -> None:
+        """See :meth:`Studio.close`."""
+        for task in self._tasks.values():
+            task.close()
+
+
 def make_studio(config: BootstrapConfig) -> Studio:
     """Of the run's subject.
 
     :param config: of the run.
     :raises UserError: for an unknown environment, or where the hand's files are missing.
     """
-    assert config.env == HAND
-    return HandStudio(config, make_renderer())
+    return HandStudio(config, make_renderer()) if config.env == HAND else TaskStudio(config)
 
 
 def to_rig(cameras: CameraRig) -> Rig:

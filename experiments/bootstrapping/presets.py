@@ -4,47 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.errors import UserError, unknown
+from envs.errors import unknown
+from experiments.bootstrapping.config import HAND
+from experiments.options.presets import taken
 
-PRESETS = {
-    "full": {},
-    "smoke": {
-        "--sequences": "2",
-        "--frames": "16",
-        "--cameras": "12",
-        "--held-out": "2",
-        "--image-size": "64",
-        "--labelled": "60",
-        "--test-sequences": "1",
-        "--test-frames": "8",
-        "--rounds": "2",
-        "--first-steps": "150",
-        "--detector.width": "16",
-        "--training.steps": "100",
-        "--training.batch-size": "16",
-        "--selection.window": "4",
-        "--selection.frames": "8",
-    },
+_TASK = {
+    "--cameras": "12",
+    "--image-size": "64",
+    "--frames": "50",
+    "--labelled": "60",
+    "--test-sequences": "4",
+    "--rounds": "2",
+    "--first-steps": "500",
+    "--detector.width": "16",
+    "--training.steps": "500",
+    "--ransac.threshold": "2.0",
+    "--plausibility.velocity": "1000",
 }
+"""An environment is simpler than a hand: it always looks the same."""
+_SMOKE = {
+    "--sequences": "2",
+    "--frames": "16",
+    "--cameras": "12",
+    "--held-out": "2",
+    "--image-size": "64",
+    "--labelled": "60",
+    "--test-sequences": "1",
+    "--test-frames": "8",
+    "--rounds": "2",
+    "--first-steps": "150",
+    "--detector.width": "16",
+    "--training.steps": "100",
+    "--training.batch-size": "16",
+    "--selection.window": "4",
+    "--selection.frames": "8",
+}
+PRESETS = ("full", "smoke")
+
+
+def preset_options(name: str, env: str) -> dict[str, str]:
+    """What a preset stands for.
+
+    :param name: one of :data:`PRESETS`; "full" is what is taken where none is named.
+    :param env: "hand" or an environment.
+    :raises UserError: for an unknown preset.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return ({} if env == HAND else _TASK) | (_SMOKE if name == "smoke" else {})
 
 
 def expanded(argv: Sequence[str]) -> list[str]:
-    """The arguments with a preset in place of its name.
+    """The arguments with a preset's options before them, except for those that are typed.
 
     :param argv: as they were typed.
     :raises UserError: for an unknown preset.
     """
-    rest = list(argv)
-    for at, token in enumerate(rest):
-        name, equals, value = token.partition("=")
-        if name == "--preset":
-            if not equals and at + 1 >= len(rest):
-                raise UserError(f"--preset needs a value ({' or '.join(PRESETS)})")
-            value = value if equals else rest[at + 1]
-            if value not in PRESETS:
-                raise unknown("preset", value, PRESETS)
-            rest[at : at + (1 if equals else 2)] = []
-            typed = {other.partition("=")[0].replace("_", "-") for other in rest}
-            found = {option: given for option, given in PRESETS[value].items() if option not in typed}
-            return [*(part for option in found.items() for part in option), *rest]
-    return rest
+    rest, name = taken(argv, "--preset")
+    found = preset_options("full" if name is None else name, taken(argv, "--env")[1] or HAND)
+    typed = {token.partition("=")[0].replace("_", "-") for token in rest}
+    return [*(part for option in found.items() if option[0] not in typed for part in option), *rest]

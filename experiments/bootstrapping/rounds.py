@@ -61,12 +61,14 @@ class Material:
     :param sequences: unlabelled ones.
     :param test: what is judged by.
     :param rig: of the sequences, as somebody measured it.
+    :param held_out: how many of the test's views, the first ones, are of cameras that no training sees.
     """
 
     labelled: LabelledImages
     sequences: list[Footage]
     test: list[Footage]
     rig: Rig
+    held_out: int
 
 
 def film(config: BootstrapConfig, studio: Studio, stop: StopRequest) -> Material:
@@ -93,7 +95,7 @@ def film(config: BootstrapConfig, studio: Studio, stop: StopRequest) -> Material
     labelled = as_labelled(studio.label())
     sequences, test = films(studio.sequence, config.sequences), films(studio.test, config.test_sequences)
     rig = calibrated(to_rig(sequences[0].rig), config.calibration_noise, config.seed)
-    return Material(labelled, sequences, test, rig)
+    return Material(labelled, sequences, test, rig, len(studio.held_out))
 
 
 def run_round(
@@ -126,7 +128,7 @@ def run_round(
     training = DetectorTraining(detector, parts, config.training_of(number), 1000 * config.seed + number)
     train(run, number, training, stop)
     judgement = judge_detector(
-        detector, material.test, config.held_out, config.ransac, subject.groups, config.calibration_noise
+        detector, material.test, material.held_out, config.ransac, subject.groups, config.calibration_noise
     )
     numbers = {"round": number, "loss": training.loss, "minutes": (time.monotonic() - started) / 60}
     numbers |= dataclasses.asdict(judgement) | ({} if labels is None else labels.numbers)

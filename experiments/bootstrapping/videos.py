@@ -24,7 +24,6 @@ from kp3d_rl.options import bounded, check_options
 from kp3d_rl.triangulation import triangulate_robustly
 
 SECONDS_PER_TURN = 6.0
-REACH = 0.16  # metres: half the side of the box in which the hand is drawn
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,9 @@ def main(argv: Sequence[str]) -> None:
 
     def frames() -> Iterator[np.ndarray]:
         for number in range(config.sequences):
-            yield from draw(run, studio.test(config.seed + number), studio.subject, detectors, config)
+            yield from draw(
+                run, studio.test(config.seed + number), studio.subject, detectors, len(studio.held_out), config
+            )
 
     write_mp4(path, frames(), config.fps)
     studio.close()
@@ -77,6 +78,7 @@ def draw(
     footage: Footage,
     subject: Subject,
     detectors: dict[int, KeypointDetector],
+    held_out: int,
     config: VideoBootstrapConfig,
 ) -> Iterator[np.ndarray]:
     """Frames of one sequence: a held-out view by each detector, and the last one's points in 3D.
@@ -85,17 +87,18 @@ def draw(
     :param footage: of a test sequence.
     :param subject: what is looked for.
     :param detectors: by round.
+    :param held_out: how many of the views are of cameras that no training saw; the first is shown.
     :param config: sizes.
     """
     images = torch.as_tensor(footage.images)
-    held_out, scale = run.config.held_out, max(1, round(config.size / images.shape[2]))
+    scale = max(1, round(config.size / images.shape[2]))
     views = {number: detector.detect(images[:, 0])[0].cpu() for number, detector in detectors.items()}
     last = detectors[max(detectors)]
     others = images[:, held_out:]
     uv, confidence = (x.cpu().unflatten(0, others.shape[:2]) for x in last.detect(others.flatten(0, 1)))
     rig = calibrated(to_rig(footage.rig).select(range(held_out, images.shape[1])), run.config.calibration_noise, 0)
     points = triangulate_robustly(rig, uv, confidence, run.config.ransac, subject.groups).points
-    box = Workspace.from_arrays(np.nanmean(footage.points, (0, 1)), [REACH] * 3)
+    box = _box(footage.points)
     for frame in range(len(images)):
         azimuth = 360.0 * frame / (SECONDS_PER_TURN * config.fps)
         pictures = [
@@ -108,3 +111,9 @@ def draw(
         side = scale * images.shape[2]
         turning = plot3d(points[frame].numpy(), None, box, azimuth, side, subject.bones)
         yield tile([*pictures, caption(turning, f"round {max(detectors)}, {others.shape[1]} views")])
+
+
+def _box(points: np.ndarray) -> Workspace:
+    """A cube round all that moves through a sequence, points (T, K, 3)."""
+    low, high = points.min((0, 1)), points.max((0, 1))
+    return Workspace.from_arrays((low + high) / 2, [0.55 * float((high - low).max())] * 3)

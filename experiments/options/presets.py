@@ -97,20 +97,20 @@ def expanded(argv: Sequence[str], config_class: type[RunConfig]) -> list[str]:
     :param config_class: whose options they are; what a preset says of others is left out.
     :raises UserError: as :func:`preset_options`, or where the name is missing.
     """
-    rest, name = _taken(argv, "--preset")
+    rest, name = taken(argv, "--preset")
     if name is None:
         return rest
     if not name:
         raise UserError(f"--preset needs a value ({' or '.join(PRESETS)})")
-    env_id = _taken(argv, "--env")[1] or config_class.__dataclass_fields__["env"].default
+    env_id = taken(argv, "--env")[1] or config_class.__dataclass_fields__["env"].default
     valid = options(config_class)
     found = preset_options(name, env_id)
     typed = {token.partition("=")[0].replace("_", "-") for token in rest}
-    taken = {option: value for option, value in found.items() if option in valid and option not in typed}
-    return [*(part for option in taken.items() for part in option if part is not None), *rest]
+    asked = {option: value for option, value in found.items() if option in valid and option not in typed}
+    return [*(part for option in asked.items() for part in option if part is not None), *rest]
 
 
-def _taken(argv: Sequence[str], option: str) -> tuple[list[str], str | None]:
+def taken(argv: Sequence[str], option: str) -> tuple[list[str], str | None]:
     """Arguments without an option, and its value: empty where it is missing, None where there is no such option."""
     rest, value, position = [], None, 0
     while position < len(argv):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +41,15 @@ class AugmentationConfig:
     :param scale: factor, at most, either way.
     :param shift: share of the image's side, at most, either way.
     :param colour: how much brightness, contrast and the colours' balance change; 0 is not at all.
+    :param erase: share of the image's side, at most, of a rectangle that something in one colour hides; the labels
+        stay.
     """
 
     turn: float = bounded(60.0, least=0, most=180)
     scale: float = bounded(1.3, least=1, most=10)
     shift: float = bounded(0.1, least=0, most=1)
     colour: float = bounded(0.4, least=0, most=1)
+    erase: float = bounded(0.4, least=0, most=1)
 
     def __post_init__(self) -> None:
         check_options(self, "augmentation")
@@ -201,5 +205,19 @@ def augment(
     )
     warped = torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     contrast, tint = 1.0 + config.colour * uniform(1, 1, 1), config.colour * uniform(3, 1, 1)
+    if config.erase:
+        warped = _erase(warped, config.erase, uniform)
     recoloured = (warped * contrast * (1.0 + 0.5 * config.colour * uniform(3, 1, 1)) + 0.5 * tint).clamp(-1.0, 1.0)
     return recoloured.contiguous(memory_format=torch.channels_last), moved
+
+
+def _erase(images: Tensor, most: float, uniform: Callable[..., Tensor]) -> Tensor:
+    """Images (B, 3, H, W) each with one rectangle in a colour of its own."""
+    half = 0.25 * most * (1.0 + uniform(2))
+    middle, colour = 0.5 + 0.5 * uniform(2), uniform(3)[:, :, None, None]
+    sides = images.shape[-2:]
+    rows, columns = ((torch.arange(side) + 0.5) / side for side in sides)
+    inside = ((rows - middle[:, :1]).abs() < half[:, :1])[:, None, :, None] & (
+        ((columns - middle[:, 1:]).abs() < half[:, 1:])[:, None, None, :]
+    )
+    return torch.where(inside, colour, images)

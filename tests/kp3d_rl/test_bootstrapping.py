@@ -81,7 +81,7 @@ def test_a_map_has_its_gaussian_where_the_image_has_the_keypoint():
 @pytest.mark.parametrize("height, width", [(64, 64), (48, 96)])
 def test_augmentation_moves_labels_with_what_they_label(height, width):
     """A disc is where its label says, whatever was done to the image: centre of mass against the label."""
-    config = AugmentationConfig(turn=180, scale=1.4, shift=0.1, colour=0.0)
+    config = AugmentationConfig(turn=180, scale=1.4, shift=0.1, colour=0.0, erase=0.0)
     uv = torch.tensor([round(0.55 * width) + 0.5, round(0.45 * height) + 0.5]).repeat(40, 1, 1)
     v, u = np.mgrid[:height, :width] + 0.5
     disc = ((u - uv[0, 0, 0].item()) ** 2 + (v - uv[0, 0, 1].item()) ** 2 < 9).astype(np.float32)
@@ -95,7 +95,7 @@ def test_augmentation_moves_labels_with_what_they_label(height, width):
 
 def test_each_augmentation_does_what_it_says_and_nothing_else():
     images, uv = to_input(blobs(20).images), blobs(20).uv
-    none = AugmentationConfig(turn=0, scale=1, shift=0, colour=0)
+    none = AugmentationConfig(turn=0, scale=1, shift=0, colour=0, erase=0)
 
     def changed(**options):
         return augment(images, uv, dataclasses.replace(none, **options), torch.Generator().manual_seed(0))
@@ -114,6 +114,9 @@ def test_each_augmentation_does_what_it_says_and_nothing_else():
     assert step.abs().max() <= 0.2 * 48 and step.std() > 1
     recoloured, where = changed(colour=0.5)
     assert torch.equal(where, uv) and (recoloured - images).abs().mean() > 0.05
+    erased, where = changed(erase=0.5)
+    differs = ((erased - images).abs() > 1e-3).any(1).float().mean((1, 2))
+    assert torch.equal(where, uv) and 0.01 < differs.mean() < 0.25 and differs.max() <= 0.26
 
 
 def test_the_loss_is_that_of_a_loop_and_leaves_out_what_has_no_label():
@@ -165,7 +168,7 @@ def test_a_training_is_the_same_again_and_every_set_has_its_share():
     assert first.loss == second.loss
     marked = [dataclasses.replace(blobs(n, n), uv=torch.full((n, 2, 2), float(n))) for n in (3, 40)]
     torch.manual_seed(0)
-    config = DetectorTrainingConfig(batch_size=6, augmentation=AugmentationConfig(0, 1, 0, 0))
+    config = DetectorTrainingConfig(batch_size=6, augmentation=AugmentationConfig(0, 1, 0, 0, 0))
     _, uv = DetectorTraining(KeypointDetector(2, SMALL), marked, config, seed=0)._batch()
     assert sorted(uv[:, 0, 0].tolist()) == [3, 3, 3, 40, 40, 40], "few labels count as much as many"
     with pytest.raises(ValueError, match="no labelled image"):
