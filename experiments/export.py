@@ -70,6 +70,8 @@ def main(argv: Sequence[str]) -> None:
     config = parse(ExportConfig, argv)
     require_onnx()
     run = Run.open(config.run, config.env)
+    if run.config.encoder.kind == "bootstrapped":
+        raise UserError(f"{run.path} acts on bootstrapped keypoints: the search among views is no ONNX graph")
     path = config.output or run.path / "policy.onnx"
     require_place(path)
     checkpoint = run.load(config.checkpoint)

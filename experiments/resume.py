@@ -76,8 +76,8 @@ def find_checkpoint(run: Run, step: int | None) -> Checkpoint | None:
     rows = run.path / "metrics.csv"
     if rows.is_file() and rows.stat().st_size:  # the first checkpoint is older than the first row
         raise UserError(f"{run.path} has logged numbers but no checkpoint: without one nothing can go on; train anew")
-    if run.config.pretrained is not None:
-        raise UserError(f"{run.path} was killed before it took over the keypoints of its pretraining: train anew")
+    if run.config.pretrained is not None or run.config.encoder.weights is not None:
+        raise UserError(f"{run.path} was killed before it took over the keypoints of another run: train anew")
     print(f"{run.path} has no checkpoint yet: it begins anew")
     return None
 

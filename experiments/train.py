@@ -26,6 +26,7 @@ from experiments.options.config import TrainConfig
 from experiments.options.presets import expanded
 from experiments.runs import Checkpoint, Run
 from experiments.training.algorithms import build_model, describe_replay
+from experiments.training.bootstrapped import load_detector, with_detector
 from experiments.training.building import make_env, make_training_env, use_threads
 from experiments.training.checkpointing import CheckpointCallback, Stopped, disk_error, save_finished
 from experiments.training.estimate import estimate
@@ -40,7 +41,7 @@ LOG_EVERY = 1000
 
 def main(argv: Sequence[str]) -> int:
     """Build environments, model and run folder, then learn."""
-    config = parse(TrainConfig, expanded(argv, TrainConfig))
+    config = with_detector(parse(TrainConfig, expanded(argv, TrainConfig)))
     use_threads(config.threads)
     path = Run.new_path(config)
     require_login(config.log)
@@ -48,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
         model, scene = build(config, env)
         if config.pretrained is not None:
             load_pretrained(model.policy, config, scene)
+        if config.encoder.kind == "bootstrapped":
+            load_detector(model.policy, config)
         describe(config, model, scene)
         run = Run.create(path, config, scene)
         with run.locked(), StopRequest().listening() as stop:

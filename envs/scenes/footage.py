@@ -16,7 +16,7 @@ from envs.scenes.motion import TILT, draw_path, draw_things
 from envs.visual_model import VisualModel
 
 DISTANCE = 0.75
-FOVY = 26.0
+FOVY = 22.0
 HEIGHTS = (-0.6, 0.9)
 """Sines of the elevations of the lowest and the highest camera."""
 _FACING = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])  # the palm's -y to the world's x, fingers up
@@ -130,7 +130,7 @@ def _face(hand: Hand, rng: np.random.Generator, cone: float) -> None:
     away = cone * np.sqrt(rng.random())  # about evenly over the cone
     tilt = Rotation.from_rotvec(away * _unit(np.array([0.0, *rng.normal(size=2)])))
     roll = Rotation.from_rotvec([rng.normal(0, TILT), 0, 0])
-    hand.pose(joints, (tilt * roll).as_matrix() @ _FACING, rng.uniform(-0.03, 0.03, 3))
+    hand.pose(joints, (tilt * roll).as_matrix() @ _FACING, rng.uniform(-0.02, 0.02, 3))
 
 
 def _farthest_first(places: np.ndarray) -> list[int]:

@@ -13,6 +13,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 TEXTURE_SIDE = 64
+TEXTURED = 0.2
+"""How often a material of the model has a texture: on small fingers it hides what is finger."""
 ROOM = 2.0  # metres from the middle to each wall
 _THINGS = (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER)
 _WALLS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
@@ -84,6 +86,7 @@ def noise_texture(rng: np.random.Generator, side: int = TEXTURE_SIDE) -> np.ndar
         field = gaussian_filter(rng.standard_normal((side, side)), rng.uniform(0.5, 2), mode="wrap")
     field = (field - field.min()) / max(float(np.ptp(field)), 1e-9)
     colours = rng.uniform(0, 255, (rng.integers(2, 5), 3))
+    colours = colours.mean(0) + rng.uniform(0.2, 1.0) * (colours - colours.mean(0))
     stops = np.linspace(0, 1, len(colours))
     return np.stack([np.interp(field, stops, channel) for channel in colours.T], -1).astype(np.uint8)
 
@@ -95,7 +98,7 @@ def _light(spec: mujoco.MjSpec, look: Look, rng: np.random.Generator) -> None:
     if look.plain:
         head.ambient, head.diffuse, head.specular = [0.35] * 3, [0.5] * 3, [0.1] * 3
         return
-    head.ambient, head.diffuse = [rng.uniform(0.15, 0.45)] * 3, [rng.uniform(0.0, 0.4)] * 3
+    head.ambient, head.diffuse = [rng.uniform(0.25, 0.45)] * 3, [rng.uniform(0.1, 0.4)] * 3
     head.specular = [0.1] * 3
     for number in range(rng.integers(1, 4)):
         direction = rng.normal(size=3)
@@ -111,16 +114,22 @@ def _light(spec: mujoco.MjSpec, look: Look, rng: np.random.Generator) -> None:
 
 
 def _paint(spec: mujoco.MjSpec, material: mujoco.MjsMaterial, name: str, look: Look, rng: np.random.Generator) -> None:
-    """A colour for a material of the model, half of the time a texture too; pale and dark alike."""
+    """A colour for a material of the model, now and then a texture."""
     if look.plain:
         material.rgba = [0.75, 0.72, 0.7, 1.0]
         return
-    material.rgba = [*rng.uniform(0.25, 1.0, 3), 1.0]
+    material.rgba = [*_tinted(rng), 1.0]
     material.specular, material.shininess = rng.uniform(0.0, 0.7), rng.uniform(0.0, 0.5)
     material.reflectance = 0.0
-    if rng.random() < 0.5:
+    if rng.random() < TEXTURED:
         material.rgba = [1.0, 1.0, 1.0, 1.0]
         _texture(spec, material, name, rng, mujoco.mjtTexture.mjTEXTURE_CUBE)
+
+
+def _tinted(rng: np.random.Generator) -> np.ndarray:
+    """(3,) a grey, from rather dark to white, half of it in a hue."""
+    hue = rng.uniform(0.0, 1.0, 3)
+    return rng.uniform(0.45, 1.0) * (0.5 + 0.5 * hue / hue.max())
 
 
 def _texture(

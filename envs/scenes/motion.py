@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from envs.scenes.hand import CENTRE, FINGERS, PALM_NORMAL, Hand, ThingSpec
 
 FRAMES_PER_SECOND = 30
-TILT = 0.4
+TILT = 0.3
 """Radians by which the fingers lean from the vertical, as a standard deviation along each axis."""
 _CURL = {"thumb": ("THJ0", "THJ1", "THJ3"), "index": "FFJ", "middle": "MFJ", "ring": "RFJ", "little": "LFJ"}
 _CLOSING_STEPS = 20
@@ -57,7 +57,7 @@ def draw_path(hand: Hand, frames: int, rng: np.random.Generator, grasps: bool) -
     """
     seconds = frames / FRAMES_PER_SECOND
     rotations = _rotations(frames, seconds, rng)
-    centres = _smooth(rng.uniform(-0.04, 0.04, (_knots(seconds, 1.0), 3)), frames)
+    centres = _smooth(rng.uniform(-0.025, 0.025, (_knots(seconds, 1.0), 3)), frames)
     joints = _joints(hand, frames, seconds, rng)
     things = np.zeros((frames, len(hand.things), 7))
     for number in range(len(hand.things)):
@@ -90,14 +90,15 @@ def _rotations(frames: int, seconds: float, rng: np.random.Generator) -> np.ndar
 
 
 def _joints(hand: Hand, frames: int, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """(T, 24): each finger curls more or less, and its joints a little by themselves."""
+    """(T, 24): the hand closes more or less, each finger a little otherwise, and its joints a little by themselves."""
     count = _knots(seconds, 0.7)
     low, high = hand.limits.T
     share = rng.uniform(0.0, 1.0, (count, len(hand.joints)))
+    closing = rng.uniform(0.0, 0.9, (count, 1))
     for finger in FINGERS:
-        curl = rng.beta(0.7, 0.9, (count, 1))
+        curl = np.clip(closing + rng.normal(0.0, 0.25, (count, 1)), 0, 1)
         own = _curling(hand, finger)
-        share[:, own] = np.clip(curl + 0.15 * rng.standard_normal((count, len(own))), 0, 1)
+        share[:, own] = np.clip(curl + 0.1 * rng.standard_normal((count, len(own))), 0, 1)
     sideways = [n for n, name in enumerate(hand.joint_names) if name.endswith("J3") and not name.startswith("TH")]
     share[:, sideways] = 0.5 + 0.35 * (share[:, sideways] - 0.5)
     return _smooth(low + share * (high - low), frames)

@@ -41,11 +41,12 @@ class FilmedTask:
             if body not in self.env.body_names:
                 raise unknown(f"body of {env_id}", body, self.env.body_names)
 
-    def record(self, frames: int, seed: int) -> Footage:
+    def record(self, frames: int, seed: int, longest: int | None = None) -> Footage:
         """Film episodes one after the other, half of them played by the task's script where it has one.
 
         :param frames: T.
         :param seed: of starts and actions.
+        :param longest: steps after which an episode is left for the next; None: played to its end.
         """
         rng = np.random.default_rng([seed, 3])
         scripted = getattr(self.env.unwrapped, "scripted_action", None)
@@ -60,7 +61,7 @@ class FilmedTask:
                 action = rng.uniform(self.env.action_space.low, self.env.action_space.high)
             observation, _, terminated, truncated, _ = self.env.step(np.asarray(action, np.float32))
             step += 1
-            if terminated or truncated:
+            if terminated or truncated or step == longest:
                 observation, _ = self.env.reset(seed=int(rng.integers(1 << 31)))
                 step, episode = 0, episode + 1
         return Footage(np.stack(images), np.stack(points), np.zeros((frames, len(images[0])), bool), self.env.rig)

@@ -94,7 +94,7 @@ class HandStudio:
 
 
 class TaskStudio:
-    """Films a registered environment; what is held out are its own cameras, by the first of which it is labelled.
+    """Films a registered environment. It is labelled, and judged, by its own cameras; others watch it unlabelled.
 
     :param config: how much, and by how many cameras.
     """
@@ -108,7 +108,7 @@ class TaskStudio:
         self._tasks = {
             name: FilmedTask(config.env, cameras, config.image_size, bodies)
             for name, cameras in (
-                ("label", self.held_out[:1]),
+                ("label", self.held_out),
                 ("sequence", self.cameras),
                 ("test", (*self.held_out, *self.cameras)),
             )
@@ -118,9 +118,10 @@ class TaskStudio:
 
     def label(self) -> Footage:
         """See :meth:`Studio.label`."""
-        every = 5  # so that the images differ
-        shot = self._tasks["label"].record(every * self.config.labelled, _SEEDS_PER_RUN * self.config.seed + 5_000)
-        return Footage(shot.images[::every], shot.points[::every], shot.hidden[::every], shot.rig)
+        every, seed = 10, _SEEDS_PER_RUN * self.config.seed + 5_000  # each image from an episode of its own
+        shot = self._tasks["label"].record(every * self.config.labelled, seed, longest=every)
+        kept = slice(every - 1, None, every)
+        return Footage(shot.images[kept], shot.points[kept], shot.hidden[kept], shot.rig)
 
     def sequence(self, number: int) -> Footage:
         """See :meth:`Studio.sequence`."""

@@ -1,8 +1,9 @@
 """What a bootstrapping run keeps: ``runs/<env>/<name>/`` with a folder for each round.
 
 ``config.yaml``, ``origin.json``, ``eval.json``, ``videos/``; in ``rounds/<i>/``: ``detector.safetensors`` (the round's
-result), ``round.json`` (its numbers), ``labels.safetensors`` (chosen frames and their points), and until the round is
-over ``training.safetensors`` with what is needed to go on. Files are whole or not there; nothing is ever unpickled.
+result), ``round.json`` (its numbers), ``labels.safetensors`` and ``choice.json`` (chosen frames and their points, and
+what was refused), and until the round is over ``training.safetensors`` with what is needed to go on. Files are whole or
+not there; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from kp3d_rl.storage.files import (
     write_whole,
 )
 
-DETECTOR, ROUND, LABELS, TRAINING = "detector.safetensors", "round.json", "labels.safetensors", "training.safetensors"
+DETECTOR, ROUND, TRAINING = "detector.safetensors", "round.json", "training.safetensors"
+LABELS, CHOICE = "labels.safetensors", "choice.json"
 
 
 @dataclass(frozen=True)

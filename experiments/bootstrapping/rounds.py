@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from envs.errors import UserError
 from envs.scenes.footage import Footage
 from experiments.bootstrapping.config import BootstrapConfig
 from experiments.bootstrapping.filming import Studio, Subject, as_labelled, calibrated, to_rig, truth
-from experiments.bootstrapping.folder import LABELS, TRAINING, BootstrapRun, read_tensors
+from experiments.bootstrapping.folder import CHOICE, LABELS, TRAINING, BootstrapRun, read_json, read_tensors
 from experiments.bootstrapping.judging import Judgement, judge_detector, label_precision
 from experiments.training.progress import Progress
 from experiments.training.recording import StopRequest
@@ -24,7 +25,7 @@ from kp3d_rl.bootstrapping.plausibility import Verdict, judge
 from kp3d_rl.bootstrapping.selection import reproject, score_frames, select_frames
 from kp3d_rl.bootstrapping.training import DetectorTraining, LabelledImages
 from kp3d_rl.cameras import Rig
-from kp3d_rl.storage.files import remove, write_tensors
+from kp3d_rl.storage.files import remove, write_tensors, write_whole
 from kp3d_rl.triangulation import RobustPoints, triangulate_robustly
 
 SAVE_EVERY = 60.0
@@ -164,7 +165,7 @@ def make_labels(
     if path.is_file():
         known = read_tensors(path)
         chosen = list(zip(known["sequence"].tolist(), known["frame"].tolist(), strict=True))
-        return labels_of(config, material, chosen, known["points"], {})
+        return labels_of(config, material, chosen, known["points"], read_json(run.folder(number) / CHOICE))
     detections = detect_all(before, material, stop)
     chosen, points, numbers = choose(config, detections, material.rig, subject, number)
     if not chosen:
@@ -174,6 +175,7 @@ def make_labels(
             f"refused: {reasons or 'none'}); the detector of round {number - 1} stays in {run.folder(number - 1)}"
         )
     index = torch.tensor(chosen)
+    write_whole(run.folder(number) / CHOICE, json.dumps(numbers).encode())
     write_tensors(path, {"sequence": index[:, 0], "frame": index[:, 1], "points": points})
     return labels_of(config, material, chosen, points, numbers)
 

@@ -22,13 +22,21 @@ class EncoderConfig(Keypoint3DConfig):
 
     :param kind: "keypoint3d"; "keypoint2d", the same heat maps without depth, fusion or consistency; "autoencoder", as
         many numbers of a plain one; "pixels", a CNN over all views; "rad", the same CNN on random crops, with PPO;
-        "drqv2" and "curl", those encoders with SAC or TQC; "state", the simulator's numbers (the upper bound).
+        "drqv2" and "curl", those encoders with SAC or TQC; "bootstrapped", what the detector of ``weights`` finds in
+        each view, triangulated; "state", the simulator's numbers (the upper bound).
+    :param weights: folder of a bootstrapping run of the same environment (``make bootstrap``).
     """
 
-    kind: Literal["keypoint3d", "keypoint2d", "autoencoder", "pixels", "rad", "drqv2", "curl", "state"] = "keypoint3d"
+    kind: Literal[
+        "keypoint3d", "keypoint2d", "autoencoder", "pixels", "rad", "drqv2", "curl", "bootstrapped", "state"
+    ] = "keypoint3d"
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (self.kind == "bootstrapped") != (self.weights is not None):
+            wanted = "must name a bootstrapping run where, and only where, the encoder is of kind 'bootstrapped'"
+            raise OptionError("encoder", "weights", f"{wanted}, got {shown(self.weights)}")
         if self.kind == "keypoint3d" and self.dimensions == "2d":
             object.__setattr__(self, "kind", "keypoint2d")
         elif self.kind == "keypoint2d":

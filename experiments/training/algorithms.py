@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.baselines import AutoencoderExtractor, CURLExtractor, DrQExtractor, PixelExtractor, RADExtractor
 from agents.batch_env import renders_on_device
+from agents.bootstrapped import BootstrappedExtractor
 from agents.buffers import DeviceRolloutBuffer
 from agents.extractors import KeypointExtractor, ViewExtractor
 from agents.policies import require_action_space
@@ -30,6 +31,7 @@ from experiments.training.building import (
     require_same_scene,
     within_memory,
 )
+from kp3d_rl.bootstrapping.detector import DetectorConfig
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 from kp3d_rl.storage.files import DamagedError
 
@@ -62,6 +64,7 @@ EXTRACTORS: dict[str, type[ViewExtractor]] = {
     "pixels": PixelExtractor,
     "rad": RADExtractor,
     "drqv2": DrQExtractor,
+    "bootstrapped": BootstrappedExtractor,
 }
 """The encoder of each kind that sees."""
 ONLY_FOR = {"rad": ("ppo",), "drqv2": ("sac", "tqc"), "curl": ("sac", "tqc")}
@@ -106,6 +109,13 @@ def policy_arguments(config: TrainConfig, scene: Scene | None) -> dict[str, Any]
             "policy_gradient_scale": config.auxiliary.policy_gradient,
             "learning_rate_scale": config.auxiliary.learning_rate,
             "extractor": EXTRACTORS[config.encoder.kind],
+        }
+    elif config.encoder.kind == "bootstrapped":
+        arguments["features_extractor_class"] = BootstrappedExtractor
+        arguments["features_extractor_kwargs"] = {
+            "scene": scene,
+            "keypoints": config.encoder.keypoints,
+            "detector": DetectorConfig(width=config.encoder.width, precision=config.encoder.precision),
         }
     elif config.encoder.sees:
         arguments["features_extractor_class"] = EXTRACTORS[config.encoder.kind]
