@@ -94,10 +94,12 @@ def configurations(draw: st.DrawFn, kind: type) -> Any:
         values["batch_size"] = draw(st.integers(2, values["envs"] * values["steps"]))
     if kind is AuxiliaryConfig:
         values["warmup_frames"] = max(1, values["warmup_frames"])
+    if kind is EncoderConfig:
+        values["weights"] = "runs/hand/a" if values["kind"] == "bootstrapped" else None
     if issubclass(kind, RunConfig):
         values["image_size"] = max(64, values["image_size"])
     if kind is PretrainConfig or values.get("pretrained") is not None:
-        values["encoder"] = dataclasses.replace(values["encoder"], kind="keypoint3d")
+        values["encoder"] = dataclasses.replace(values["encoder"], kind="keypoint3d", weights=None)
     return kind(**values)
 
 
@@ -148,7 +150,7 @@ def test_every_number_has_bounds_and_every_option_refuses_another_type(kind: typ
         ("  steps: 128\n", "", " line <ppo:>, key 'ppo.steps': is missing (default: 128)"),
         ("run: null\n", "", " line 1, key 'run': is missing (default: null)"),
         ("kind: keypoint3d", "kind: pixel", "must be 'keypoint3d', 'keypoint2d', 'autoencoder', 'pixels', "
-         "'rad', 'drqv2', 'curl' or 'state', got 'pixel'"),
+         "'rad', 'drqv2', 'curl', 'bootstrapped' or 'state', got 'pixel'"),
         ("seed: 0", "seed: -1", " line 3, key 'seed': must lie between 0 and 9999, got -1"),
         ("learning_rate: 0.0003", "learning_rate: .nan", "key 'ppo.learning_rate': write numbers as 12.5 or 1.0e-3"),
         ("learning_rate: 0.0003", "learning_rate: 3e-4", "key 'ppo.learning_rate': must be a number: write '3e-4'"),

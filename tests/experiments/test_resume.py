@@ -173,7 +173,7 @@ def test_a_run_that_was_killed_before_it_wrote_anything_begins_anew(
     assert differing_ends(run.path, opened.path) == []
     pretrained = dataclasses.replace(opened.config, pretrained="somewhere")
     run = Run.create(tmp_path / "pretrained", pretrained, opened.scene())
-    with pytest.raises(UserError, match="was killed before it took over the keypoints of its pretraining"):
+    with pytest.raises(UserError, match="was killed before it took over the keypoints of another run"):
         resume.main(["--run", str(run.path)])
 
 
