@@ -12,15 +12,16 @@ from envs.cameras import CameraRig, CameraSpec
 from envs.renderers import Renderer
 from envs.scenes.hand import KEYPOINTS, Hand
 from envs.scenes.looks import Look
-from envs.scenes.motion import TILT, draw_path, draw_things
+from envs.scenes.motion import FACING, TILT, draw_path, draw_things
 from envs.visual_model import VisualModel
 
 DISTANCE = 0.75
 FOVY = 22.0
-HEIGHTS = (-0.6, 0.9)
+HEIGHTS = (-0.6, 0.85)
 """Sines of the elevations of the lowest and the highest camera."""
-_FACING = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])  # the palm's -y to the world's x, fingers up
-_GOLDEN = np.pi * (1 + 5**0.5)
+AROUND = np.radians(80.0)
+"""Azimuth of the outermost cameras to both sides of the world's x axis."""
+_GOLDEN = 0.5 * (1 + 5**0.5)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Footage:
 
 
 def dome(count: int, distance: float = DISTANCE, fovy: float = FOVY) -> tuple[CameraSpec, ...]:
-    """Cameras all round the world's origin, from below it to high above, about equally far from each other.
+    """Cameras on the half of a sphere about the world's origin to which the palm looks, evenly spread.
 
     They come in an order in which the first few are spread out, too.
 
@@ -49,7 +50,8 @@ def dome(count: int, distance: float = DISTANCE, fovy: float = FOVY) -> tuple[Ca
     :param fovy: degrees.
     """
     index = np.arange(count) + 0.5
-    height, turn = HEIGHTS[0] + (HEIGHTS[1] - HEIGHTS[0]) * index / count, _GOLDEN * index
+    height = HEIGHTS[0] + (HEIGHTS[1] - HEIGHTS[0]) * index / count
+    turn = AROUND * (2.0 * (index / _GOLDEN % 1.0) - 1.0)
     around = np.sqrt(1 - height**2)
     places = np.stack([np.cos(turn) * around, np.sin(turn) * around, height], 1)
     order = _farthest_first(places)
@@ -97,7 +99,9 @@ def record_hand(
     return Footage(images, np.stack(points), np.stack(hidden), rig)
 
 
-def label_hands(count: int, pixels: int, seed: int, renderer: Renderer, cone: float = 60.0, looks: int = 20) -> Footage:
+def label_hands(
+    count: int, pixels: int, seed: int, renderer: Renderer, cone: float = 60.0, looks: int = 100
+) -> Footage:
     """Single images of a hand that nothing hides, from a cone of views about the palm's normal.
 
     What a person would label first. A detector that learns from them knows neither the back of a hand, nor its sides,
@@ -130,7 +134,7 @@ def _face(hand: Hand, rng: np.random.Generator, cone: float) -> None:
     away = cone * np.sqrt(rng.random())  # about evenly over the cone
     tilt = Rotation.from_rotvec(away * _unit(np.array([0.0, *rng.normal(size=2)])))
     roll = Rotation.from_rotvec([rng.normal(0, TILT), 0, 0])
-    hand.pose(joints, (tilt * roll).as_matrix() @ _FACING, rng.uniform(-0.02, 0.02, 3))
+    hand.pose(joints, (tilt * roll).as_matrix() @ FACING, rng.uniform(-0.02, 0.02, 3))
 
 
 def _farthest_first(places: np.ndarray) -> list[int]:

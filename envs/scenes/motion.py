@@ -11,6 +11,10 @@ from scipy.spatial.transform import Rotation, Slerp
 from envs.scenes.hand import CENTRE, FINGERS, PALM_NORMAL, Hand, ThingSpec
 
 FRAMES_PER_SECOND = 30
+FACING = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
+"""Of a palm that looks along the world's x axis, fingers up."""
+HEADING = 0.9
+"""Radians by which the palm is turned from there about the vertical, as a standard deviation."""
 TILT = 0.3
 """Radians by which the fingers lean from the vertical, as a standard deviation along each axis."""
 _CURL = {"thumb": ("THJ0", "THJ1", "THJ3"), "index": "FFJ", "middle": "MFJ", "ring": "RFJ", "little": "LFJ"}
@@ -79,12 +83,11 @@ def _smooth(values: np.ndarray, frames: int) -> np.ndarray:
 
 
 def _rotations(frames: int, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """(T, 3, 3) of a hand that is held up, turned any way about the vertical and tilted, turning on all the time."""
-    heading, turns = rng.uniform(-np.pi, np.pi), []
-    for _ in range(_knots(seconds, 1.5)):
-        heading += rng.normal(0, 0.6)
+    """(T, 3, 3) of a hand that is held up, the palm about to the world's x axis, turning and leaning all the time."""
+    turns = []
+    for heading in rng.normal(0, HEADING, _knots(seconds, 1.5)):
         lean = Rotation.from_rotvec([*rng.normal(0, TILT, 2), 0.0])
-        turns.append(lean * Rotation.from_rotvec([0, 0, heading]))
+        turns.append(lean * Rotation.from_rotvec([0, 0, heading]) * Rotation.from_matrix(FACING))
     times = np.linspace(0, 1, len(turns))
     return Slerp(times, Rotation.concatenate(turns))(np.linspace(0, 1, frames)).as_matrix()
 

@@ -41,8 +41,8 @@ class KeypointDetector(nn.Module):
     """An encoder and decoder with connections between (U-Net), of which the maps have a quarter of the image's side.
 
     A map says how likely its keypoint is in each of its cells; with what is left it is nowhere in the image. It is
-    trained as a classification of cells (He et al., "Mask R-CNN", 2017, section 3.1), which took a tenth of the steps
-    that regression of confidence maps took, with a small Gaussian about the keypoint as the right answer.
+    trained as a classification of cells (He et al., "Mask R-CNN", 2017, section 3.1) with a small Gaussian about the
+    keypoint as the right answer; regression of confidence maps, the paper's way, learnt far more slowly here.
 
     :param keypoints: K.
     :param config: of the network.

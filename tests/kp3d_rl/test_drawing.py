@@ -11,6 +11,7 @@ from kp3d_rl.drawing import (
     draw_box,
     draw_keypoints,
     draw_marker,
+    draw_skeleton,
     palette,
     plot3d,
     resize,
@@ -204,3 +205,24 @@ def test_plot_leaves_out_points_that_are_none():
     points = np.array([[np.nan, 0, 0], [1e6, 0, 0], [0, np.inf, 0]])
     empty = plot3d(np.zeros((0, 3)), None, BOX, 20, 100)
     assert (plot3d(points, [1, 1, 1], BOX, 20, 100) == empty).all(), "not a number, behind the lens, infinite"
+
+
+def test_a_skeleton_has_its_bones_between_joints_and_a_colour_for_each_group():
+    uv = np.array([[10.0, 10.0], [50.0, 10.0], [10.0, 50.0], [np.nan, 5.0]])
+    drawn = draw_skeleton(GREY, uv, [(0, 1), (0, 2), (2, 3)], (0, 1, 2, 2), scale=2)
+    first, across, down = palette(3)
+    assert drawn.shape == (128, 128, 3)
+    middle, count = centre_of(drawn, across)
+    assert abs(middle[1] - 20) < 1.5 and 40 < middle[0] < 100 and count > 40, "the bone to the right"
+    middle, count = centre_of(drawn, down)
+    assert abs(middle[0] - 20) < 1.5 and 40 < middle[1] < 100 and count > 40, "the bone downwards, and none to nowhere"
+    assert (drawn[60:, 60:] == 128).all()
+    assert (draw_skeleton(GREY, np.full((4, 2), np.nan), [(0, 1)], (0, 1, 2, 2)) == GREY).all()
+
+
+def test_a_turning_plot_joins_points_by_bones():
+    points = [[-0.2, 0.6, 0.2], [0.2, 0.6, 0.2]]
+    plain, joined = plot3d(points, None, BOX, azimuth=90.0), plot3d(points, None, BOX, azimuth=90.0, bones=[(0, 1)])
+    changed = (plain != joined).any(-1)
+    rows, columns = np.nonzero(changed)
+    assert np.ptp(columns) > 5 * np.ptp(rows) and changed.sum() > 100
