@@ -92,7 +92,10 @@ def draw(
     """
     images = torch.as_tensor(footage.images)
     scale = max(1, round(config.size / images.shape[2]))
-    views = {number: detector.detect(images[:, 0])[0].cpu() for number, detector in detectors.items()}
+    views = {}
+    for number, detector in detectors.items():
+        where, sure = detector.detect(images[:, 0])
+        views[number] = torch.where((sure >= run.config.ransac.least_confidence).unsqueeze(-1), where, torch.nan).cpu()
     last = detectors[max(detectors)]
     others = images[:, held_out:]
     uv, confidence = (x.cpu().unflatten(0, others.shape[:2]) for x in last.detect(others.flatten(0, 1)))
