@@ -23,6 +23,8 @@ from kp3d_rl.triangulation import RansacConfig, triangulate, triangulate_robustl
 
 RANSAC = RansacConfig(threshold=3.0, least_inliers=2, least_confidence=0.1)
 """Few cameras watch a policy: two that agree must do."""
+LEAST_APART = 1e-3
+"""Metres between two cameras that are not in one place."""
 
 
 class BootstrappedExtractor(ViewExtractor):
@@ -42,8 +44,9 @@ class BootstrappedExtractor(ViewExtractor):
         proprio = observation_space.spaces.get("proprio")
         count = frame_stack(observation_space) * 4 * keypoints
         super().__init__(observation_space, count + (proprio.shape[0] if proprio else 0))
-        if scene.rig.num_views < 2:
-            raise UserError("bootstrapped keypoints are triangulated: they need at least two cameras")
+        places = scene.rig.centres
+        if len(places) < 2 or float((places - places[0]).abs().max()) < LEAST_APART:
+            raise UserError("bootstrapped keypoints are triangulated: they need at least two cameras at two places")
         self.scene = scene
         self.detector = KeypointDetector(keypoints, detector).requires_grad_(False)
 
@@ -90,6 +93,7 @@ def put_together(rig: Rig, uv: Tensor, confidence: Tensor) -> tuple[Tensor, Tens
     :param confidence: (B, V, K).
     :return: (B, K, 3) world metres, and how sure they are (B, K): the mean confidence of the views that agree.
     """
+    confidence = confidence.nan_to_num()
     found = triangulate_robustly(rig, uv, confidence, RANSAC)
     count = found.inliers.sum(-2)
     sure = (confidence * found.inliers).sum(-2) / count.clamp(min=1)

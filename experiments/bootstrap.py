@@ -6,12 +6,14 @@ round without further labels (:mod:`kp3d_rl.bootstrapping`). A run that was stop
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 from envs.errors import UserError
 from experiments.bootstrapping.config import BootstrapConfig
-from experiments.bootstrapping.filming import make_studio
+from experiments.bootstrapping.filming import Studio, make_studio
 from experiments.bootstrapping.folder import BootstrapRun
 from experiments.bootstrapping.presets import expanded
 from experiments.bootstrapping.rounds import Stopped, film, run_round
@@ -20,23 +22,31 @@ from experiments.training.building import choose_device, use_threads
 from experiments.training.recording import StopRequest
 from kp3d_rl.bootstrapping.detector import KeypointDetector
 
+MAY_DIFFER = ("run", "device", "threads", "method", "reference", "rounds", "use")
+"""Options in which a run may differ from its reference."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Open or make the run, film, then do what is left of its rounds."""
-    run = open_run(argv)
+    run, studio = open_run(argv)
     use_threads(run.config.threads)
-    with run.locked(), StopRequest().listening() as stop:
+    with contextlib.closing(studio), run.locked(), StopRequest().listening() as stop:
         try:
-            do_rounds(run, stop)
+            do_rounds(run, studio, stop)
         except Stopped:
             print(f"stopped: {run.path}\nnext: make bootstrap RESUME={run.path}", file=sys.stderr)
             return stop.exit_code
+        except OSError as error:
+            raise UserError(
+                f"{run.path} cannot be written to: {error.strerror or error}; make room, then go on with "
+                f"`make bootstrap RESUME={run.path}`"
+            ) from error
     print(f"done: {run.path}\nnext: make evaluate RUN={run.path}   make video RUN={run.path}")
     return 0
 
 
-def open_run(argv: Sequence[str]) -> BootstrapRun:
-    """A new run, or the one that is to be gone on with.
+def open_run(argv: Sequence[str]) -> tuple[BootstrapRun, Studio]:
+    """A new run, or the one that is to be gone on with, and what films for it: what is wrong is said before it is made.
 
     :param argv: options of a new run, or ``--resume`` and a folder.
     """
@@ -44,44 +54,55 @@ def open_run(argv: Sequence[str]) -> BootstrapRun:
         path = argv[0].partition("=")[2] or (argv[1] if len(argv) == 2 else "")
         if not path or len(argv) > 2:
             raise UserError("--resume takes the folder of a run, and no other option: a run keeps those that it has")
-        return BootstrapRun.open(path)
+        run = BootstrapRun.open(path)
+        return run, make_studio(run.config)
     config = parse(BootstrapConfig, expanded(argv))
     choose_device(config.device)
     if config.reference is not None:
         require_alike(config, BootstrapRun.open(config.reference))
-    return BootstrapRun.create(config)
+    studio = make_studio(config)
+    try:
+        return BootstrapRun.create(config), studio
+    except UserError:
+        studio.close()
+        raise
 
 
 def require_alike(config: BootstrapConfig, reference: BootstrapRun) -> None:
-    """Refuse a reference that saw other images or has another detector.
+    """Refuse a reference with which this run would not compare, or that has not what this run needs of it.
 
-    :raises UserError: naming the first option that differs.
+    :raises UserError: naming the first option that differs, or what is missing.
     """
-    for name in ("env", "seed", "bodies", "cameras", "image_size", "sequences", "frames", "labelled", "detector"):
-        ours, theirs = getattr(config, name), getattr(reference.config, name)
-        if ours != theirs:
-            raise UserError(f"reference {reference.path} has {name.replace('_', '-')} {theirs}, this run {ours}")
+    for field in dataclasses.fields(config):
+        ours, theirs = getattr(config, field.name), getattr(reference.config, field.name)
+        if ours != theirs and field.name not in MAY_DIFFER:
+            raise UserError(f"reference {reference.path} has {field.name.replace('_', '-')} {theirs}, this run {ours}")
+    reference.detector(0)
+    if config.method == "oracle":
+        if reference.config.method not in ("bootstrapping", "random"):
+            raise UserError(f"reference {reference.path} chose no frames: its method is {reference.config.method}")
+        for number in range(1, config.rounds + 1):
+            reference.labels(number)
 
 
-def do_rounds(run: BootstrapRun, stop: StopRequest) -> None:
+def do_rounds(run: BootstrapRun, studio: Studio, stop: StopRequest) -> None:
     """Film, then do the rounds that are not over yet.
 
     :param run: locked.
+    :param studio: that films.
     :param stop: set by a signal.
     """
     config, device = run.config, choose_device(run.config.device)
     finished = len(run.finished_rounds())
     if finished > config.rounds:
         return
-    studio = make_studio(config)
     print(f"{config.env}: {len(studio.subject.keypoints)} keypoints, {config.method}, {config.rounds} rounds of "
-          f"{config.training.steps} steps, {config.cameras} cameras of {config.image_size} px, seed {config.seed}",
+          f"{config.training.steps} steps, {config.watching} cameras of {config.image_size} px, seed {config.seed}",
           flush=True)  # fmt: skip
     material = film(config, studio, stop)
-    studio.close()
     detector: KeypointDetector | None = run.detector().to(device) if finished else None
     if detector is None and config.reference is not None:
-        detector = take_over(run, BootstrapRun.open(config.reference))
+        detector = take_over(run, BootstrapRun.open(config.reference)).to(device)
         finished = 1
     for number in range(finished, config.rounds + 1):
         detector = run_round(run, number, detector, material, studio.subject, stop)

@@ -323,7 +323,8 @@ def _check_robust(rig: Rig, uv: Tensor, confidence: Tensor, config: RansacConfig
 
 def _membership(groups: Sequence[int] | None, keypoints: int, device: torch.device) -> Tensor:
     """(K, G) float64, 1 where a point is in a group."""
-    numbers = range(keypoints) if groups is None else [sorted(set(groups)).index(group) for group in groups]
+    alone = groups is None or len(set(groups)) == keypoints  # in whatever order their numbers come
+    numbers = range(keypoints) if alone else [sorted(set(groups)).index(group) for group in groups]
     index = torch.tensor(list(numbers), dtype=torch.long, device=device)
     return torch.nn.functional.one_hot(index).double()
 

@@ -62,13 +62,13 @@ def dome(count: int, distance: float = DISTANCE, fovy: float = FOVY) -> tuple[Ca
 
 
 def split_dome(trained: int, held_out: int) -> tuple[tuple[CameraSpec, ...], tuple[CameraSpec, ...]]:
-    """Cameras to train on, and others between them to be judged by.
+    """Cameras to train on, the first of which are spread out, and others between them to be judged by.
 
     :param trained: how many of the first kind.
     :param held_out: how many of the second.
     """
     cameras = dome(trained + held_out)
-    return cameras[held_out:], cameras[:held_out]
+    return cameras[:trained], cameras[trained:]
 
 
 def record_hand(

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 TEXTURE_SIDE = 64
-TEXTURED = 0.2
+TEXTURED = 0.1
 """How often a material of the model has a texture: on small fingers it hides what is finger."""
 ROOM = 2.0  # metres from the middle to each wall
 _THINGS = (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER)
@@ -127,9 +127,9 @@ def _paint(spec: mujoco.MjSpec, material: mujoco.MjsMaterial, name: str, look: L
 
 
 def _tinted(rng: np.random.Generator) -> np.ndarray:
-    """(3,) a grey, from rather dark to white, half of it in a hue."""
+    """(3,) a grey, from middling to white, a quarter of it in a hue."""
     hue = rng.uniform(0.0, 1.0, 3)
-    return rng.uniform(0.45, 1.0) * (0.5 + 0.5 * hue / hue.max())
+    return rng.uniform(0.6, 1.0) * (0.75 + 0.25 * hue / hue.max())
 
 
 def _texture(

@@ -23,23 +23,46 @@ _PLASTIC = 1.32471795724474602596  # of the two-dimensional low-discrepancy sequ
 class FilmedTask:
     """Episodes of an environment, filmed by cameras of our choice.
 
-    Attributes: ``bodies`` (K names).
+    Attributes: ``bodies``, K names of those that are keypoints: at first all that have a joint, and those that the task
+    is about.
 
     :param env_id: registered.
     :param cameras: that film.
     :param pixels: height and width of the images.
-    :param bodies: names of those that become keypoints; None: those with a joint, and those that the task is about.
-    :raises UserError: for an unknown environment or body.
+    :param split: from which configurations episodes are, where the environment has such.
+    :raises UserError: for an unknown environment.
     """
 
-    def __init__(
-        self, env_id: str, cameras: Sequence[CameraSpec], pixels: int, bodies: Sequence[str] | None = None
-    ) -> None:
-        self.env = _make(env_id, cameras, pixels)
-        self.bodies = tuple(_jointed(self.env) if bodies is None else bodies)
-        for body in self.bodies:
+    def __init__(self, env_id: str, cameras: Sequence[CameraSpec], pixels: int, split: str = "train") -> None:
+        self.env_id, self.env = env_id, _make(env_id, cameras, pixels, split)
+        self.bodies = tuple(_jointed(self.env))
+
+    def choose(self, bodies: Sequence[str]) -> None:
+        """Say which bodies are keypoints.
+
+        :param bodies: K names, at least two, since errors are told relative to the box round them.
+        :raises UserError: for fewer, or an unknown one.
+        """
+        for body in bodies:
             if body not in self.env.body_names:
-                raise unknown(f"body of {env_id}", body, self.env.body_names)
+                raise unknown(f"body of {self.env_id}", body, self.env.body_names)
+        if len(bodies) < 2:
+            raise UserError(f"bodies of {self.env_id}: at least two must be keypoints, got {len(bodies)}")
+        self.bodies = tuple(bodies)
+
+    def bodies_in_sight(self, frames: int = 60, seed: int = 0) -> list[str]:
+        """Those of the bodies that are in at least half of all images of some episodes.
+
+        :param frames: that are looked at.
+        :param seed: of these episodes.
+        """
+        shot = self.record(frames, seed, longest=10)
+        inverse = np.linalg.inv(shot.rig.world_from_camera)
+        local = np.einsum("vij,tkj->tvki", inverse[:, :3, :3], shot.points) + inverse[:, None, :3, 3]
+        pixels = np.einsum("vij,tvkj->tvki", shot.rig.intrinsics, local)
+        uv = pixels[..., :2] / pixels[..., 2:]
+        seen = ((uv >= 0) & (uv <= [shot.rig.width, shot.rig.height])).all(-1) & (pixels[..., 2] > 0)
+        return [body for body, share in zip(self.bodies, seen.mean((0, 1)), strict=True) if share >= 0.5]
 
     def record(self, frames: int, seed: int, longest: int | None = None) -> Footage:
         """Film episodes one after the other, half of them played by the task's script where it has one.
@@ -108,11 +131,11 @@ def between(cameras: Sequence[CameraSpec], workspace: WorkspaceSpec, count: int)
     return tuple(found)
 
 
-def _make(env_id: str, cameras: Sequence[CameraSpec], pixels: int) -> MultiViewObservation:
+def _make(env_id: str, cameras: Sequence[CameraSpec], pixels: int, split: str) -> MultiViewObservation:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cameras.yaml"
         save_cameras(path, cameras)
-        return registry.make(env_id, cameras=path, height=pixels, width=pixels, observe=("images",))
+        return registry.make(env_id, cameras=path, height=pixels, width=pixels, observe=("images",), split=split)
 
 
 def _jointed(env: MultiViewObservation) -> list[str]:

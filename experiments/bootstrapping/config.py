@@ -34,12 +34,14 @@ class BootstrapConfig:
     :param bodies: names of an environment's bodies that become keypoints, separated by commas; by default those with a
         joint and those that the task is about.
     :param rounds: after the first training.
-    :param cameras: that unlabelled sequences are filmed by.
-    :param held_out: further ones that the detector is judged by.
+    :param cameras: that stand about.
+    :param use: of how many of these, spread out, unlabelled sequences are used; by default all.
+    :param held_out: further ones between them that the detector of a hand is judged by; an environment's is by its own.
     :param image_size: pixels per side.
     :param sequences: unlabelled ones.
     :param frames: of each.
-    :param labelled: images with true labels, all from a narrow cone of views.
+    :param labelled: images of a hand with true labels, all from a narrow cone of views; or instants of an environment,
+        labelled in all of its own cameras.
     :param test_sequences: others, in other rooms, that the detector is judged by.
     :param test_frames: of each.
     :param calibration_noise: pixels by which the cameras' poses are wrong, on average, where points are triangulated.
@@ -61,9 +63,10 @@ class BootstrapConfig:
     bodies: str | None = None
     rounds: int = bounded(3, least=0, most=1000)
     cameras: int = bounded(24, least=2, most=64)
+    use: int | None = bounded(None, least=2, most=64)
     held_out: int = bounded(6, least=1, most=32)
     image_size: int = bounded(96, least=LEAST_SIDE, most=1024)
-    sequences: int = bounded(8, least=1, most=100_000)
+    sequences: int = bounded(8, least=1, most=5000)
     frames: int = bounded(100, least=1, most=1_000_000)
     labelled: int = bounded(100, least=1, most=1_000_000)
     test_sequences: int = bounded(6, least=1, most=10_000)
@@ -82,13 +85,23 @@ class BootstrapConfig:
             raise OptionError(
                 "", "seed", f"must lie between 0 and 9999, got {self.seed}: test sequences have other seeds"
             )
-        if self.cameras < self.ransac.least_inliers:
-            problem = f"are too few: {self.ransac.least_inliers} must agree on a point (ransac.least_inliers)"
-            raise OptionError("", "cameras", f"{problem}, got {self.cameras}")
+        needed = self.ransac.least_inliers
+        if self.method == "bootstrapping":
+            needed = max(needed, self.plausibility.least_inliers)
+        if self.watching < needed:
+            problem = f"are too few: {needed} must agree on a point (least_inliers of ransac and plausibility)"
+            raise OptionError("", "cameras", f"{problem}, got {self.watching}")
+        if self.use is not None and self.use > self.cameras:
+            raise OptionError("", "use", f"must be at most the number of cameras, {self.cameras}, got {self.use}")
         if self.method == "oracle" and self.reference is None:
             raise OptionError("", "reference", "must name a run: the oracle labels the images that another run chose")
         if self.bodies is not None and self.env == HAND:
             raise OptionError("", "bodies", "are those of an environment: the hand has its own 21 keypoints")
+
+    @property
+    def watching(self) -> int:
+        """How many cameras film unlabelled sequences."""
+        return self.cameras if self.use is None else self.use
 
     @property
     def label(self) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from envs.errors import UserError
 from envs.scenes.footage import Footage
 from experiments.bootstrapping.filming import Subject, make_studio
 from experiments.bootstrapping.folder import BootstrapRun, is_bootstrap
@@ -28,7 +30,7 @@ from kp3d_rl.options import bounded, check_options
 class EvaluateBootstrapConfig:
     """The detectors of a bootstrapping run on sequences, rooms and cameras that no training saw.
 
-    :param env: "hand" or an environment; with no ``run`` its newest run is taken.
+    :param env: "hand", whose newest run is taken where no ``run`` is named; or an environment.
     :param run: run folder, or its name within the environment.
     :param seed: number of the block of test sequences; blocks never overlap.
     :param sequences: how many; by default as many as the run was judged by.
@@ -51,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     """Film, judge every round of every run, print, write."""
     config = parse(EvaluateBootstrapConfig, argv)
     run = BootstrapRun.find(config.run, config.env)
+    run.detector()  # refuses a run without one before anything is filmed
     device = choose_device(config.device)
     use_threads(run.config.threads)
     studio, count = make_studio(run.config), config.sequences or run.config.test_sequences
@@ -75,7 +78,11 @@ def compared(run: BootstrapRun) -> list[BootstrapRun]:
     found = []
     for path in sorted(run.path.parent.iterdir()):
         if is_bootstrap(path) and path.resolve() != run.path.resolve():
-            other = BootstrapRun.open(path)
+            try:
+                other = BootstrapRun.open(path)
+            except UserError as error:  # it may be of another version
+                print(f"warning: {error}: it is left out", file=sys.stderr)
+                continue
             if other.config.reference is not None and Path(other.config.reference).resolve() == run.path.resolve():
                 found.append(other)
     return sorted(found, key=lambda other: other.config.method)

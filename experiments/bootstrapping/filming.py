@@ -52,10 +52,10 @@ class Studio(Protocol):
         """Images from a narrow cone of views, with the truth."""
 
     def sequence(self, number: int) -> Footage:
-        """An unlabelled sequence, by all of ``cameras``."""
+        """An unlabelled sequence, by those of ``cameras`` that are used."""
 
     def test(self, number: int) -> Footage:
-        """A test sequence, by the held-out cameras first, then by ``cameras``."""
+        """A test sequence, by the cameras that the detector is judged by first, then by ``cameras``."""
 
     def close(self) -> None:
         """Free what was allocated."""
@@ -79,7 +79,9 @@ class HandStudio:
 
     def sequence(self, number: int) -> Footage:
         """See :meth:`Studio.sequence`."""
-        return self._record(self.cameras, self.config.frames, _SEEDS_PER_RUN * self.config.seed + number)
+        return self._record(
+            self.cameras[: self.config.watching], self.config.frames, _SEEDS_PER_RUN * self.config.seed + number
+        )
 
     def test(self, number: int) -> Footage:
         """See :meth:`Studio.test`."""
@@ -96,6 +98,8 @@ class HandStudio:
 class TaskStudio:
     """Films a registered environment. It is labelled, and judged, by its own cameras; others watch it unlabelled.
 
+    Test episodes are of the environment's test split.
+
     :param config: how much, and by how many cameras.
     """
 
@@ -104,16 +108,17 @@ class TaskStudio:
         self.held_out = own_cameras(config.env)
         workspace = registry.task_class(config.env).workspace
         self.cameras = between(self.held_out, workspace, config.cameras)
-        bodies = None if config.bodies is None else [name.strip() for name in config.bodies.split(",")]
-        self._tasks = {
-            name: FilmedTask(config.env, cameras, config.image_size, bodies)
-            for name, cameras in (
-                ("label", self.held_out),
-                ("sequence", self.cameras),
-                ("test", (*self.held_out, *self.cameras)),
-            )
-        }
-        names = self._tasks["label"].bodies
+        everywhere = (*self.held_out, *self.cameras)
+        test = FilmedTask(config.env, everywhere, config.image_size, split="test")
+        if config.bodies is not None:
+            test.choose([name.strip() for name in config.bodies.split(",")])
+        else:
+            test.choose(test.bodies_in_sight())
+        names = test.bodies
+        self._tasks = {"test": test}
+        for name, cameras in (("label", self.held_out), ("sequence", self.cameras[: config.watching])):
+            self._tasks[name] = FilmedTask(config.env, cameras, config.image_size)
+            self._tasks[name].choose(names)
         self.subject = Subject(names, tuple(range(len(names))))
 
     def label(self) -> Footage:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from kp3d_rl.storage.files import (
     DamagedError,
     parse_json,
     parse_tensors,
+    printable,
     read_whole,
     remove,
     sync_folder,
@@ -95,8 +97,8 @@ class BootstrapRun:
         :raises UserError: where there is none, or something in it leads out of it.
         """
         path = Path(path)
-        if not (path / "config.yaml").is_file():
-            raise UserError(f"{path} is not a run: it has no config.yaml")
+        if not is_bootstrap(path):
+            raise UserError(f"{printable(path, 200)} is no bootstrapping run: it has no config.yaml and rounds/")
         require_contained(path)
         return cls(path, read_config(path / "config.yaml", BootstrapConfig))
 
@@ -111,9 +113,12 @@ class BootstrapRun:
         """
         path = _find(name, env, root)
         if path is None:
-            where = f"named '{name}'" if name else f"in {root / folder_name(env or HAND)}"
+            where = f"named '{printable(name, 200)}'" if name else f"in {root / folder_name(env or HAND)}"
             raise UserError(f"no bootstrapping run {where}: make one with `make bootstrap`")
-        return cls.open(path)
+        run = cls.open(path)
+        if env is not None and run.config.env != env:
+            raise UserError(f"{path} is a run of '{run.config.env}', not of '{env}'")
+        return run
 
     # -- rounds ------------------------------------------------------------------------------------------------------
 
@@ -144,7 +149,7 @@ class BootstrapRun:
         try:
             detector = KeypointDetector(len(weights["nowhere"]), self.config.detector)
             detector.load_state_dict(weights)
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{path} holds no such detector: {str(error).splitlines()[0]}") from None
         if keypoints is not None and detector.keypoints != keypoints:
             raise UserError(f"{path} finds {detector.keypoints} keypoints, not {keypoints}")
@@ -154,9 +159,23 @@ class BootstrapRun:
         """What was measured in a round."""
         return read_json(self.folder(number) / ROUND)
 
-    def labels(self, number: int) -> dict[str, Tensor]:
-        """Chosen frames of a round and their points: ``sequence``, ``frame`` (N,), ``points`` (N, K, 3)."""
-        return read_tensors(self.folder(number) / LABELS)
+    def labels(self, number: int) -> tuple[list[tuple[int, int]], Tensor]:
+        """Chosen frames of a round, (sequence, frame) of each, and their points (N, K, 3).
+
+        :raises UserError: where they are missing, damaged, or not of this run's sequences.
+        """
+        path, config = self.folder(number) / LABELS, self.config
+        found = read_tensors(path)
+        try:
+            sequence, frame, points = found["sequence"], found["frame"], found["points"]
+            fits = sequence.shape == frame.shape == points.shape[:1] and points.shape[2:] == (3,) and len(points) > 0
+            limits = ((sequence, config.sequences), (frame, config.frames))
+            fits = fits and all(bool(((0 <= index) & (index < most)).all()) for index, most in limits)
+        except KeyError:
+            fits = False
+        if not fits:
+            raise UserError(f"{path} is damaged: it does not hold frames of this run's sequences and their points")
+        return list(zip(sequence.tolist(), frame.tolist(), strict=True)), points
 
     def finish(self, number: int, detector: KeypointDetector, numbers: Mapping[str, Any]) -> None:
         """Write the result of a round; from then on it is over."""
@@ -175,6 +194,8 @@ class BootstrapRun:
             lock.acquire()
         except Timeout:
             raise UserError(f"another program is at work in {self.path}: wait for its end or stop it") from None
+        except (NotImplementedError, OSError) as error:  # some network file systems have no locks
+            print(f"warning: {self.path} cannot be locked ({error}): let no other program work there", file=sys.stderr)
         try:
             yield
         finally:
@@ -188,10 +209,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         return parse_tensors(read_whole(path, TENSOR_LIMIT), path.name)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
     except DamagedError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -201,16 +220,20 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         found = parse_json(read_whole(path), path.name)
-    except (FileNotFoundError, DamagedError) as error:
-        raise UserError(f"{path} is damaged or missing: {error}") from None
+    except DamagedError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: it holds no mapping")
     return found
 
 
 def is_bootstrap(path: str | Path) -> bool:
-    """Whether a folder is that of a bootstrapping run."""
-    return (Path(path) / "config.yaml").is_file() and (Path(path) / "rounds").is_dir()
+    """Whether a folder is that of a bootstrapping run; one that was being made when its program was killed is not."""
+    path = Path(path)
+    try:
+        return not path.name.startswith(".") and (path / "config.yaml").is_file() and (path / "rounds").is_dir()
+    except OSError:  # a name that is too long, a folder that may not be looked into
+        return False
 
 
 def asks_for_bootstrap(argv: Sequence[str], root: Path = ROOT) -> bool:

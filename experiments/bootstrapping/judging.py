@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from envs.scenes.footage import Footage
-from experiments.bootstrapping.filming import calibrated, to_rig, truth
+from experiments.bootstrapping.filming import TEST_SEED, calibrated, to_rig, truth
 from kp3d_rl.bootstrapping.detector import KeypointDetector
 from kp3d_rl.bootstrapping.metrics import area_under_curve, box_sizes, pck
 from kp3d_rl.triangulation import RansacConfig, triangulate_robustly
@@ -62,14 +62,15 @@ def judge_detector(
     """
     apart, boxes, errors, wanted = [], [], [], 0
     for number, footage in enumerate(test):
-        images, uv = torch.as_tensor(footage.images), truth(footage)
-        seen = images[:, :held_out].flatten(0, 1)
-        found = detector.detect(seen)[0].cpu()
-        apart.append((found - uv[:, :held_out].flatten(0, 1)).norm(dim=-1))
-        boxes.append(box_sizes(uv[:, :held_out].flatten(0, 1)))
+        images = torch.as_tensor(footage.images)
+        uv = in_sight(truth(footage)[:, :held_out].flatten(0, 1), *images.shape[2:4])
+        found = detector.detect(images[:, :held_out].flatten(0, 1))[0].cpu()
+        apart.append((found - uv).norm(dim=-1))
+        boxes.append(box_sizes(uv))
         others = images[::EVERY, held_out:]
         where, confidence = (x.cpu().unflatten(0, others.shape[:2]) for x in detector.detect(others.flatten(0, 1)))
-        rig = calibrated(to_rig(footage.rig).select(range(held_out, images.shape[1])), calibration_noise, number)
+        rig = to_rig(footage.rig).select(range(held_out, images.shape[1]))
+        rig = calibrated(rig, calibration_noise, TEST_SEED + number)
         points = triangulate_robustly(rig, where, confidence, ransac, groups).points
         errors.append((points - torch.as_tensor(footage.points[::EVERY])).norm(dim=-1).flatten())
         wanted += errors[-1].numel()
@@ -88,10 +89,16 @@ def label_precision(labels: Tensor, true: Tensor, side: int) -> float:
     """Share of the labels that are right.
 
     :param labels: (..., 2) pixels, NaN where there is none.
-    :param true: the truth, likewise.
+    :param true: the truth, likewise; a label in a view that hides everything is wrong.
     :param side: of the images, pixels.
     :return: NaN where there is no label.
     """
-    both = ~(labels.isnan() | true.isnan()).any(-1)
+    given = ~labels.isnan().any(-1)
     near = (labels - true).norm(dim=-1) <= LABEL_SHARE * side
-    return float(near[both].double().mean()) if both.any() else float("nan")
+    return float(near[given].double().mean()) if given.any() else float("nan")
+
+
+def in_sight(uv: Tensor, height: int, width: int) -> Tensor:
+    """Pixels (..., 2), NaN where they are not in an image of that size: of these nobody is asked."""
+    inside = ((uv >= 0) & (uv <= uv.new_tensor([width, height]))).all(-1, keepdim=True)
+    return torch.where(inside, uv, torch.nan)

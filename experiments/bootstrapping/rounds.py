@@ -18,6 +18,7 @@ from experiments.bootstrapping.config import BootstrapConfig
 from experiments.bootstrapping.filming import Studio, Subject, as_labelled, calibrated, to_rig, truth
 from experiments.bootstrapping.folder import CHOICE, LABELS, TRAINING, BootstrapRun, read_json, read_tensors
 from experiments.bootstrapping.judging import Judgement, judge_detector, label_precision
+from experiments.training.building import choose_device
 from experiments.training.progress import Progress
 from experiments.training.recording import StopRequest
 from kp3d_rl.bootstrapping.detector import KeypointDetector
@@ -25,7 +26,7 @@ from kp3d_rl.bootstrapping.plausibility import Verdict, judge
 from kp3d_rl.bootstrapping.selection import reproject, score_frames, select_frames
 from kp3d_rl.bootstrapping.training import DetectorTraining, LabelledImages
 from kp3d_rl.cameras import Rig
-from kp3d_rl.storage.files import remove, write_tensors, write_whole
+from kp3d_rl.storage.files import write_tensors, write_whole
 from kp3d_rl.triangulation import RobustPoints, triangulate_robustly
 
 SAVE_EVERY = 60.0
@@ -43,14 +44,10 @@ class Labels:
     """What a round is trained on beside the first labels.
 
     :param images: with their labels.
-    :param chosen: (sequence, frame) of each chosen frame, in the order of ``points``.
-    :param points: (N, K, 3) world metres, NaN where a point has no label.
     :param numbers: what there is to say about them.
     """
 
     images: LabelledImages
-    chosen: list[tuple[int, int]]
-    points: Tensor
     numbers: dict[str, Any]
 
 
@@ -118,12 +115,12 @@ def run_round(
     :raises UserError: where no frame is good enough; the last detector stays as it is.
     :raises Stopped: for a signal.
     """
-    config, started = run.config, time.monotonic()
-    run.folder(number).mkdir(exist_ok=True)
+    config = run.config
+    run.folder(number).mkdir(exist_ok=True, parents=True)
     labels = None if before is None else make_labels(run, number, before, material, subject, stop)
     parts = [material.labelled] if labels is None else [material.labelled, labels.images]
     torch.manual_seed(1000 * config.seed + number)
-    detector = KeypointDetector(len(subject.keypoints), config.detector)
+    detector = KeypointDetector(len(subject.keypoints), config.detector).to(choose_device(config.device))
     if before is not None:
         detector.load_state_dict(before.state_dict())
     training = DetectorTraining(detector, parts, config.training_of(number), 1000 * config.seed + number)
@@ -131,7 +128,7 @@ def run_round(
     judgement = judge_detector(
         detector, material.test, material.held_out, config.ransac, subject.groups, config.calibration_noise
     )
-    numbers = {"round": number, "loss": training.loss, "minutes": (time.monotonic() - started) / 60}
+    numbers = {"round": number, "loss": training.loss, "minutes_of_training": training.seconds / 60}
     numbers |= dataclasses.asdict(judgement) | ({} if labels is None else labels.numbers)
     run.finish(number, detector, numbers)
     print(describe(number, judgement, labels), flush=True)
@@ -158,14 +155,11 @@ def make_labels(
     if config.method == "self-training":
         return self_labels(config, detect_all(before, material, stop), material)
     if config.method == "oracle":
-        known = BootstrapRun.open(str(config.reference)).labels(number)
-        chosen = list(zip(known["sequence"].tolist(), known["frame"].tolist(), strict=True))
+        chosen, _ = BootstrapRun.open(str(config.reference)).labels(number)
         points = torch.stack([torch.as_tensor(material.sequences[s].points[t]) for s, t in chosen])
         return labels_of(config, material, chosen, points, {})
     if path.is_file():
-        known = read_tensors(path)
-        chosen = list(zip(known["sequence"].tolist(), known["frame"].tolist(), strict=True))
-        return labels_of(config, material, chosen, known["points"], read_json(run.folder(number) / CHOICE))
+        return labels_of(config, material, *run.labels(number), read_json(run.folder(number) / CHOICE))
     detections = detect_all(before, material, stop)
     chosen, points, numbers = choose(config, detections, material.rig, subject, number)
     if not chosen:
@@ -245,7 +239,7 @@ def labels_of(
         "labels": int((~uv.isnan().any(-1)).sum()),
         "precision": label_precision(uv, true, config.image_size),
     }
-    return Labels(LabelledImages(images.flatten(0, 1), uv.flatten(0, 1).float()), list(chosen), points, numbers)
+    return Labels(LabelledImages(images.flatten(0, 1), uv.flatten(0, 1).float()), numbers)
 
 
 def self_labels(config: BootstrapConfig, detections: Sequence[tuple[Tensor, Tensor]], material: Material) -> Labels:
@@ -262,7 +256,7 @@ def self_labels(config: BootstrapConfig, detections: Sequence[tuple[Tensor, Tens
         "labels": int((~labels.isnan().any(-1)).sum()),
         "precision": label_precision(labels, true[best], config.image_size),
     }
-    return Labels(LabelledImages(images[best], labels), [], torch.zeros(0), numbers)
+    return Labels(LabelledImages(images[best], labels), numbers)
 
 
 def train(run: BootstrapRun, number: int, training: DetectorTraining, stop: StopRequest) -> None:
@@ -272,7 +266,10 @@ def train(run: BootstrapRun, number: int, training: DetectorTraining, stop: Stop
     """
     path = run.folder(number) / TRAINING
     if path.is_file():
-        training.load_state(read_tensors(path))
+        try:
+            training.load_state(read_tensors(path))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}; without it the round begins anew") from None
         print(f"round {number} goes on at step {training.step} of {training.config.steps}", flush=True)
     show, saved = Progress(f"round {number}, learning", "steps"), time.monotonic()
     while not training.finished:
@@ -283,5 +280,4 @@ def train(run: BootstrapRun, number: int, training: DetectorTraining, stop: Stop
             raise Stopped
         training.advance()
         show(training.step, training.config.steps, f"loss {training.loss:.3f}")
-    if path.is_file():
-        remove(path)
+    write_tensors(path, training.state())  # for as long as it takes to judge what was learnt

@@ -30,7 +30,7 @@ SECONDS_PER_TURN = 6.0
 class VideoBootstrapConfig:
     """The detectors of a bootstrapping run at work on test sequences.
 
-    :param env: "hand" or an environment; with no ``run`` its newest run is taken.
+    :param env: "hand", whose newest run is taken where no ``run`` is named; or an environment.
     :param run: run folder, or its name within the environment.
     :param seed: number of the first test sequence.
     :param sequences: how many, one after the other.
@@ -57,8 +57,8 @@ def main(argv: Sequence[str]) -> None:
     run = BootstrapRun.find(config.run, config.env)
     device = choose_device(config.device)
     use_threads(run.config.threads)
-    last = run.finished_rounds()[-1] if run.finished_rounds() else 0
-    detectors = {number: run.detector(number).to(device) for number in dict.fromkeys((0, last))}
+    first, last = run.detector(0), run.finished_rounds()[-1]
+    detectors = {0: first.to(device), last: run.detector(last).to(device)}
     studio = make_studio(run.config)
     path = run.path / "videos" / f"rounds-seed{config.seed}.mp4"
 

@@ -281,6 +281,7 @@ def _find(name: str | None, env: str | None, root: Path, kind: type[RunConfig]) 
             raise UserError("say which run: RUN=<path>, or ENV=<id> for its newest run")
         folder = root / folder_name(env)
         runs = [p for p in folder.iterdir() if (p / "config.yaml").is_file()] if folder.is_dir() else []
+        runs = [p for p in runs if not (p / "rounds").is_dir()]  # those are of bootstrapping
         if not runs:
             if env not in env_ids() and env not in gym.registry and ":" not in env:
                 trained = {p.parent.parent.name for p in root.glob("*/*/config.yaml")}

@@ -28,7 +28,7 @@ class DetectorConfig:
     """
 
     width: int = bounded(24, least=8, most=512)
-    sigma: float = bounded(3.0, above=0, most=100)
+    sigma: float = bounded(3.0, least=1, most=100)
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:

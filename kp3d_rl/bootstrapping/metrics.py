@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def box_sizes(uv: Tensor) -> Tensor:
     """The longer side of the box round the keypoints of each image.
 
-    :param uv: (N, K, 2) true pixels; images with NaN count for nothing.
-    :return: (N,) pixels, NaN for these.
+    :param uv: (N, K, 2) true pixels, NaN for those that do not count, such as what is not in the image.
+    :return: (N,) pixels, NaN for images in which fewer than two count.
     """
-    return (uv.amax(-2) - uv.amin(-2)).amax(-1)
+    known = ~uv.isnan().any(-1, keepdim=True)
+    high = torch.where(known, uv, -torch.inf).amax(-2)
+    low = torch.where(known, uv, torch.inf).amin(-2)
+    return torch.where(known.sum((-2, -1)) >= 2, (high - low).amax(-1), torch.nan)
 
 
 def pck(distance: Tensor, size: Tensor, share: float) -> float:
     """Percentage of correct keypoints, as a share: those found within a share of the box's size.
 
-    :param distance: (N, K) from the truth, pixels; NaN where nothing was found, which is not correct.
+    :param distance: (N, K) from the truth, pixels; inf where nothing was found, NaN where there is no truth, which does
+        not count.
     :param size: (N,) of the box, NaN for images that do not count.
     :param share: of the size.
-    :return: from 0 to 1; NaN where no image counts.
+    :return: from 0 to 1; NaN where nothing counts.
     """
-    counts = ~size.isnan()
-    if not bool(counts.any()):
-        return float("nan")
-    return float((distance[counts] < share * size[counts].unsqueeze(-1)).double().mean())
+    return _mean((distance < share * size.unsqueeze(-1)).double(), distance, size)
 
 
 def area_under_curve(distance: Tensor, size: Tensor, most: float) -> float:
@@ -37,8 +39,11 @@ def area_under_curve(distance: Tensor, size: Tensor, most: float) -> float:
     :param size: likewise.
     :param most: the largest share.
     """
-    counts = ~size.isnan()
-    if not bool(counts.any()):
-        return float("nan")
-    relative = distance[counts] / size[counts].unsqueeze(-1)
-    return float((1.0 - relative / most).clamp(min=0.0).nan_to_num(nan=0.0).double().mean())
+    relative = distance.double() / size.double().unsqueeze(-1)
+    return _mean((1.0 - relative / most).clamp(min=0.0), distance, size)
+
+
+def _mean(values: Tensor, distance: Tensor, size: Tensor) -> float:
+    """Of what counts; NaN where nothing does."""
+    counts = ~(distance.isnan() | size.unsqueeze(-1).isnan())
+    return float(values[counts].mean()) if bool(counts.any()) else float("nan")

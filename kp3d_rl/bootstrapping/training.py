@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ class DetectorTrainingConfig:
     """
 
     steps: int = bounded(1500, least=1, most=10_000_000)
-    batch_size: int = bounded(32, least=1, most=4096)
+    batch_size: int = bounded(32, least=2, most=4096)
     learning_rate: float = bounded(1e-3, above=0, most=1)
     augmentation: AugmentationConfig = AugmentationConfig()
 
@@ -77,7 +78,7 @@ class DetectorTrainingConfig:
 class DetectorTraining:
     """The gradient steps on a detector; what it has done so far can be saved and taken up again.
 
-    Attributes: ``step``, how many were made; ``loss``, the mean of the last ones.
+    Attributes: ``step``, how many were made; ``loss``, the mean of the last ones; ``seconds`` that they took.
 
     :param detector: that learns.
     :param parts: sets of labelled images; a batch has equally many of each.
@@ -94,7 +95,7 @@ class DetectorTraining:
         self.detector, self.parts, self.config = detector, parts, config
         self.optimizer = torch.optim.Adam(detector.parameters(), config.learning_rate)
         self.generator = torch.Generator().manual_seed(seed)
-        self.step, self.loss = 0, float("nan")
+        self.step, self.loss, self.seconds = 0, float("nan"), 0.0
 
     @property
     def finished(self) -> bool:
@@ -109,6 +110,7 @@ class DetectorTraining:
         rate = 0.5 * self.config.learning_rate * (1.0 + math.cos(math.pi * self.step / self.config.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        started = time.monotonic()
         images, uv = self._batch()
         self.detector.train()
         loss = map_loss(self.detector, images, uv)
@@ -116,6 +118,7 @@ class DetectorTraining:
         loss.backward()
         self.optimizer.step()
         self.step += 1
+        self.seconds += time.monotonic() - started
         value = float(loss.detach())
         self.loss = value if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * value
         return value
@@ -126,8 +129,9 @@ class DetectorTraining:
         for name, parameter in self.detector.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 state[f"adam.{key}.{name}"] = value
-        numbers = {"step": torch.tensor(self.step), "loss": torch.tensor(self.loss, dtype=torch.float64)}
-        return state | numbers | {"generator": self.generator.get_state()}
+        numbers = {"step": self.step, "loss": self.loss, "seconds": self.seconds}
+        state |= {name: torch.tensor(float(value), dtype=torch.float64) for name, value in numbers.items()}
+        return state | {"generator": self.generator.get_state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up what :meth:`state` gave; the steps from there on are those that would have come.
@@ -139,10 +143,13 @@ class DetectorTraining:
             self.detector.load_state_dict(weights)
             for name, parameter in self.detector.named_parameters():
                 keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in state]
-                self.optimizer.state[parameter] = {key: state[f"adam.{key}.{name}"].clone() for key in keys}
-            self.step, self.loss = int(state["step"]), float(state["loss"])
+                kept = {key: state[f"adam.{key}.{name}"].clone() for key in keys}
+                moments = {key: value.to(parameter.device) for key, value in kept.items() if key != "step"}
+                self.optimizer.state[parameter] = kept | moments
+            self.step, self.loss, self.seconds = (float(state[name]) for name in ("step", "loss", "seconds"))
+            self.step = int(self.step)
             self.generator.set_state(state["generator"])
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"this is no state of such a training: {str(error).splitlines()[0]}") from None
 
     def _batch(self) -> tuple[Tensor, Tensor]:

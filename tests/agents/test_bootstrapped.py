@@ -66,6 +66,8 @@ def test_two_views_that_agree_are_enough_and_what_nobody_agrees_on_is_not_sure()
     assert torch.allclose(sure[:, 0], torch.full((5,), 0.8, dtype=torch.float64))
     assert found.isfinite().all() and sure[0, 1] == 0 and (sure[1:, 1] > 0.7).all()
     torch.testing.assert_close(found[0, 1], triangulate(rig, uv[0], confidence[0])[1])
+    confidence[0, 0, 0] = torch.nan
+    assert all(result.isfinite().all() for result in put_together(rig, uv, confidence))
     blind, none = put_together(rig, uv, torch.zeros_like(confidence))
     assert blind.isfinite().all() and not none.any()
 
@@ -81,7 +83,7 @@ def test_a_stack_of_frames_tells_how_points_move() -> None:
 
 def test_one_camera_cannot_triangulate() -> None:
     space, scene, *_ = made("reach-multiview", cameras="left")
-    with pytest.raises(UserError, match="they need at least two cameras"):
+    with pytest.raises(UserError, match="they need at least two cameras at two places"):
         BootstrappedExtractor(space, scene, 2, DetectorConfig(width=8))
 
 

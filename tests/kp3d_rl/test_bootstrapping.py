@@ -178,7 +178,7 @@ def test_a_training_is_the_same_again_and_every_set_has_its_share():
 def test_options_that_make_no_sense_are_refused():
     for make, message in (
         (lambda: DetectorConfig(width=20), "width must be a multiple of 8"),
-        (lambda: DetectorConfig(sigma=0.0), "sigma must be above 0"),
+        (lambda: DetectorConfig(sigma=0.5), "sigma must be at least 1"),
         (lambda: DetectorTrainingConfig(steps=0), "steps must be at least 1"),
         (lambda: AugmentationConfig(scale=0.5), "scale must be at least 1"),
         (lambda: PlausibilityConfig(least_points=2.0), "least_points must be"),

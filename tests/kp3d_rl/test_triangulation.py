@@ -225,6 +225,15 @@ def test_a_group_is_accepted_view_by_view_as_a_whole():
     assert (together.points - points).abs().max() < 1e-9
 
 
+def test_points_that_are_each_alone_may_be_numbered_in_any_order():
+    rig, points = ring(4, 5), 0.2 * normal(3, 3)
+    uv = rig.project(points)[0]
+    uv[0, 0] += 20.0
+    found = triangulate_robustly(rig, uv, torch.ones(5, 3), groups=[1, 2, 0])
+    assert torch.equal(found.inliers, triangulate_robustly(rig, uv, torch.ones(5, 3)).inliers)
+    assert not found.inliers[0, 0] and found.inliers.sum() == 14 and (found.points - points).abs().max() < 1e-9
+
+
 def test_points_behind_cameras_and_cameras_on_one_line_make_none():
     rig = ring(5, 4)
     behind = 3.0 * rig.centres[:1]  # of the first camera; it projects all the same
