@@ -63,7 +63,8 @@ def test_every_option_of_sac_arrives(algorithm: str, option: str, value: float, 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac", "tqc"])
 @pytest.mark.parametrize("kind", get_args(option_kinds(EncoderConfig)["kind"]))
 def test_every_kind_of_encoder_has_a_policy_of_every_algorithm_that_trains_it(algorithm: str, kind: str) -> None:
-    encoder = dataclasses.replace(SMALL.encoder, kind=kind, random_shift=2)
+    bootstrapped = {"weights": "runs/any", "width": 8} if kind == "bootstrapped" else {}
+    encoder = dataclasses.replace(SMALL.encoder, kind=kind, random_shift=2, **bootstrapped)
     config = dataclasses.replace(SMALL, algorithm=algorithm, image_size=44, encoder=encoder)
     scene = dot_scene()
     observed = {"images": spaces.Box(0, 255, (3, 44, 44, 3), "uint8")}

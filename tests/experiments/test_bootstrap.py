@@ -23,6 +23,7 @@ from experiments.bootstrapping.judging import label_precision
 from experiments.bootstrapping.presets import PRESETS, expanded
 from experiments.bootstrapping.rounds import choose, film, run_round
 from experiments.options.cli import parse
+from experiments.runs import Run
 from experiments.training.recording import StopRequest
 from kp3d_rl.bootstrapping.detector import DetectorConfig
 from kp3d_rl.bootstrapping.metrics import area_under_curve, box_sizes, pck
@@ -281,14 +282,25 @@ def test_an_environments_bodies_become_keypoints_seen_by_its_own_cameras_and_oth
     studio.close()
 
 
+def test_sac_acts_on_bootstrapped_keypoints_too(workplace: Path, reach: BootstrapRun) -> None:
+    options = (
+        "--env reach-multiview --encoder.kind bootstrapped --algorithm sac --total-steps 24 --sac.envs 2 "
+        "--sac.learning-starts 8 --sac.batch-size 4 --sac.gradient-steps 1 --sac.hidden 8 --log.wandb off "
+        "--log.evaluation-episodes 1 --threads 1 --render.workers 1"
+    ).split()
+    run_in(workplace, train.main, [*options, "--encoder.weights", str(reach.path), "--run", "sac"])
+    weights = Run.open(str(workplace / "runs/reach-multiview/sac")).load().policy
+    theirs = reach.detector().state_dict()
+    found = {name: value for name, value in weights.items() if ".detector." in name}
+    assert found and all(torch.equal(value, theirs[name.partition(".detector.")[2]]) for name, value in found.items())
+
+
 def test_a_policy_acts_on_bootstrapped_keypoints_which_it_does_not_change(workplace: Path, reach: BootstrapRun) -> None:
     options = (
         "--env reach-multiview --encoder.kind bootstrapped --total-steps 32 --ppo.envs 2 --ppo.steps 8 --ppo.epochs 1 "
         "--ppo.batch-size 8 --log.wandb off --log.evaluation-episodes 1 --threads 1 --render.workers 1"
     ).split()
     run_in(workplace, train.main, [*options, "--encoder.weights", str(reach.path), "--run", "acting"])
-    from experiments.runs import Run
-
     run = Run.open(str(workplace / "runs/reach-multiview/acting"))
     assert run.config.encoder.keypoints == reach.detector().keypoints and run.config.encoder.width == 8
     weights = run.load().policy
