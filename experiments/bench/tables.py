@@ -73,11 +73,12 @@ def learner_table(rows: Rows) -> list[str]:
 
 def triangulation_table(rows: Rows) -> list[str]:
     """Robust triangulation of both kinds."""
-    heads = ("robust triangulation", "points timed", "points/s", "times the loop", "found, %", "answers apart, m")
+    heads = ("device", "triangulation", "points timed", "points/s", "times the loop", "found, %", "answers apart, m")
     return table_of(
         heads,
         [
             (
+                row["device"],
                 row["what"],
                 f"{row['points']:,}",
                 f"{row['points_per_second']:,.0f}",

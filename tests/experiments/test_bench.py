@@ -367,6 +367,8 @@ def rows_of_all_sections() -> list[dict]:
         | {"difference": 0.6, "iou": 0.987, "least_iou": 0.96, "geoms": 37},
         {"section": "workers", "what": "2 workers", "times_first": 1.9, **common},
         {"section": "learner", "what": "ours", "times_first": 3.1, **common},
+        {"section": "triangulation", "what": "ours", "times_first": 500.0, "device": "cpu", "points": 10_000}
+        | {"points_per_second": 4000.0, "recall": 0.998, "apart": 1e-9},
         {"section": "training", "what": "ours", "times_first": 11.0, "shares": {"backward": 0.4}, **common},
         {"section": "growth", "varied": "views", "value": 6, "unit": "gradient steps", **common},
         {"section": "memory", "what": "8 workers", "megabytes": 900.0, "device": "cpu"},
@@ -386,6 +388,7 @@ def test_tables_and_pictures_of_all_sections(tmp_path: Path) -> None:
         lines = table(rows)
         assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1, kind
         assert table([]) == []
+    assert tables.triangulation_table(rows)[2] == "| cpu | ours | 10,000 | 4,000 | 500.0 | 99.80 | 1e-09 |"
     assert tables.growth_table(rows)[2] == "| cpu | gradient steps | views | 6 | 100.0 |"
     assert tables.checkpoints_table(rows)[2] == "| cpu | PPO | 0.50 | 200 | 5,000 | 60 | 0.83 % |"
     assert tables.TABLES["memory-over-time"](rows)[2] == "| cpu | 2 workers | 3.0 | 6.0 | 100 | 130 | 120 | 140 |"
