@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from envs.errors import UserError
 from experiments.bootstrapping.config import HAND, BootstrapConfig
 from experiments.options.files import read_config
 from experiments.provenance import origin
-from experiments.runs.folder import LOCK, LONGEST, ROOT, folder_name, require_contained
+from experiments.runs.folder import LONGEST, ROOT, folder_name, locked, require_contained
 from kp3d_rl.bootstrapping.detector import KeypointDetector
 from kp3d_rl.storage.files import (
     TENSOR_LIMIT,
@@ -183,23 +181,9 @@ class BootstrapRun:
         write_whole(self.folder(number) / ROUND, json.dumps(numbers, indent=1).encode())
         remove(self.folder(number) / TRAINING)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other program from training in the folder.
-
-        :raises UserError: where one is at work.
-        """
-        lock = FileLock(self.path / LOCK, timeout=0, fallback_to_soft=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UserError(f"another program is at work in {self.path}: wait for its end or stop it") from None
-        except (NotImplementedError, OSError) as error:  # some network file systems have no locks
-            print(f"warning: {self.path} cannot be locked ({error}): let no other program work there", file=sys.stderr)
-        try:
-            yield
-        finally:
-            lock.release()
+    def locked(self) -> AbstractContextManager[None]:
+        """See :func:`experiments.runs.folder.locked`."""
+        return locked(self.path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,23 +197,29 @@ class Run:
 
     # -- one training at a time --------------------------------------------------------------------------------------
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other training out of the folder; the system lets go of the lock however this process ends.
+    def locked(self) -> AbstractContextManager[None]:
+        """See :func:`locked`."""
+        return locked(self.path)
 
-        :raises UserError: where another training is at work here.
-        """
-        lock = FileLock(self.path / LOCK, timeout=0, fallback_to_soft=False)  # which a kill would leave
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UserError(f"another training is at work in {self.path}: wait for its end or stop it") from None
-        except (NotImplementedError, OSError) as error:  # some network file systems have no locks
-            print(f"warning: {self.path} cannot be locked ({error}): let no other training work there", file=sys.stderr)
-        try:
-            yield
-        finally:
-            lock.release()
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep every other training out of a run folder; the system lets go of the lock however this process ends.
+
+    :param path: of the run.
+    :raises UserError: where another training is at work there.
+    """
+    lock = FileLock(path / LOCK, timeout=0, fallback_to_soft=False)  # which a kill would leave
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another training is at work in {path}: wait for its end or stop it") from None
+    except (NotImplementedError, OSError) as error:  # some network file systems have no locks
+        print(f"warning: {path} cannot be locked ({error}): let no other training work there", file=sys.stderr)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_contained(path: Path) -> None:
