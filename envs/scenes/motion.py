@@ -97,7 +97,7 @@ def _joints(hand: Hand, frames: int, seconds: float, rng: np.random.Generator) -
     count = _knots(seconds, 0.7)
     low, high = hand.limits.T
     share = rng.uniform(0.0, 1.0, (count, len(hand.joints)))
-    closing = rng.uniform(0.0, 0.9, (count, 1))
+    closing = rng.uniform(0.0, 0.6, (count, 1))
     for finger in FINGERS:
         curl = np.clip(closing + rng.normal(0.0, 0.25, (count, 1)), 0, 1)
         own = _curling(hand, finger)

@@ -44,7 +44,8 @@ class BootstrapConfig:
         labelled in all of its own cameras.
     :param test_sequences: others, in other rooms, that the detector is judged by.
     :param test_frames: of each.
-    :param calibration_noise: pixels by which the cameras' poses are wrong, on average, where points are triangulated.
+    :param calibration_noise: pixels, of an image of 368 rows, by which the cameras' poses are wrong, on average, where
+        points are triangulated.
     :param first_steps: gradient steps on the labelled images alone.
     :param detector: the network.
     :param training: of each round.
@@ -65,14 +66,14 @@ class BootstrapConfig:
     cameras: int = bounded(24, least=2, most=64)
     use: int | None = bounded(None, least=2, most=64)
     held_out: int = bounded(6, least=1, most=32)
-    image_size: int = bounded(64, least=LEAST_SIDE, most=1024)
+    image_size: int = bounded(96, least=LEAST_SIDE, most=1024)
     sequences: int = bounded(8, least=1, most=5000)
     frames: int = bounded(100, least=1, most=1_000_000)
-    labelled: int = bounded(800, least=1, most=1_000_000)
+    labelled: int = bounded(2000, least=1, most=1_000_000)
     test_sequences: int = bounded(6, least=1, most=10_000)
     test_frames: int = bounded(40, least=1, most=100_000)
     calibration_noise: float = bounded(0.5, least=0, most=100)
-    first_steps: int = bounded(2000, least=1, most=10_000_000)
+    first_steps: int = bounded(1500, least=1, most=10_000_000)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     training: DetectorTrainingConfig = field(default_factory=DetectorTrainingConfig)
     ransac: RansacConfig = field(default_factory=lambda: RansacConfig(threshold=3.0))

@@ -22,6 +22,8 @@ from kp3d_rl.cameras import Rig
 
 TEST_SEED = 1_000_000
 """Test sequences have seeds from here on, whatever the run's: all runs are judged by the same ones."""
+PAPER_SIDE = 368
+"""Pixels per side of the paper's crops, in which precision and errors of calibration are given."""
 _SEEDS_PER_RUN = 10_000
 
 
@@ -160,14 +162,15 @@ def calibrated(rig: Rig, noise: float, seed: int) -> Rig:
     """The rig as somebody measured it: each camera turned a little.
 
     :param rig: as it is.
-    :param noise: pixels by which points are off in an image, on average over cameras, sideways and upwards each.
+    :param noise: pixels of an image of 368 rows by which points are off in it, on average over cameras, sideways and
+        upwards each.
     :param seed: of the errors.
     """
     generator = torch.Generator().manual_seed(seed)
     turn = torch.randn(rig.num_views, 3, generator=generator, dtype=torch.float64)
     focal = rig.intrinsics[..., 0, 0].unsqueeze(-1)
     skew = torch.zeros(rig.num_views, 3, 3, dtype=torch.float64)
-    x, y, z = (noise / focal * turn).unbind(-1)
+    x, y, z = (noise * rig.height / PAPER_SIDE / focal * turn).unbind(-1)
     skew[:, 2, 1], skew[:, 1, 2], skew[:, 0, 2], skew[:, 2, 0], skew[:, 1, 0], skew[:, 0, 1] = x, -x, y, -y, z, -z
     poses = rig.world_from_camera.clone()
     poses[:, :3, :3] = poses[:, :3, :3] @ torch.matrix_exp(skew)

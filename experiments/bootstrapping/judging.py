@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from envs.scenes.footage import Footage
-from experiments.bootstrapping.filming import TEST_SEED, calibrated, to_rig, truth
+from experiments.bootstrapping.filming import PAPER_SIDE, TEST_SEED, calibrated, to_rig, truth
 from kp3d_rl.bootstrapping.detector import KeypointDetector
 from kp3d_rl.bootstrapping.metrics import area_under_curve, box_sizes, pck
 from kp3d_rl.triangulation import RansacConfig, triangulate_robustly
 
 SHARES = (0.05, 0.1, 0.2)
-LABEL_SHARE = 4 / 368
+LABEL_SHARE = 4 / PAPER_SIDE
 """Of the image's side, within which a label counts as right: 4 pixels of the paper's crops."""
 EVERY = 4
 """Every so manieth test frame is triangulated."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kp3d_rl.bootstrapping.detector import KeypointDetector, to_input
+from kp3d_rl.optimizers import ConvolutionMuon
 from kp3d_rl.options import bounded, check_options
 
 
@@ -46,7 +47,7 @@ class AugmentationConfig:
         stay.
     """
 
-    turn: float = bounded(60.0, least=0, most=180)
+    turn: float = bounded(30.0, least=0, most=180)
     scale: float = bounded(1.3, least=1, most=10)
     shift: float = bounded(0.1, least=0, most=1)
     colour: float = bounded(0.4, least=0, most=1)
@@ -62,13 +63,13 @@ class DetectorTrainingConfig:
 
     :param steps: gradient steps.
     :param batch_size: images of each.
-    :param learning_rate: at the start; it falls to nothing along a cosine.
+    :param learning_rate: of Muon, at the start; it falls to nothing along a cosine.
     :param augmentation: of the images.
     """
 
-    steps: int = bounded(1500, least=1, most=10_000_000)
+    steps: int = bounded(700, least=1, most=10_000_000)
     batch_size: int = bounded(32, least=2, most=4096)
-    learning_rate: float = bounded(1e-3, above=0, most=1)
+    learning_rate: float = bounded(0.02, above=0, most=1)
     augmentation: AugmentationConfig = AugmentationConfig()
 
     def __post_init__(self) -> None:
@@ -93,7 +94,7 @@ class DetectorTraining:
         if not parts:
             raise ValueError("there is no labelled image to train on")
         self.detector, self.parts, self.config = detector, parts, config
-        self.optimizer = torch.optim.Adam(detector.parameters(), config.learning_rate)
+        self.optimizer = ConvolutionMuon(detector, config.learning_rate)
         self.generator = torch.Generator().manual_seed(seed)
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
 
@@ -107,14 +108,13 @@ class DetectorTraining:
 
         :return: its loss.
         """
-        rate = 0.5 * self.config.learning_rate * (1.0 + math.cos(math.pi * self.step / self.config.steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = 0.5 * (1.0 + math.cos(math.pi * self.step / self.config.steps))
+        self.optimizer.set_rate(share * self.config.learning_rate)
         started = time.monotonic()
         images, uv = self._batch()
         self.detector.train()
         loss = map_loss(self.detector, images, uv)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.step += 1
@@ -126,9 +126,7 @@ class DetectorTraining:
     def state(self) -> dict[str, Tensor]:
         """All that the coming steps depend on beside the images, as tensors by name."""
         state = {f"detector.{name}": value for name, value in self.detector.state_dict().items()}
-        for name, parameter in self.detector.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"adam.{key}.{name}"] = value
+        state |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
         numbers = {"step": self.step, "loss": self.loss, "seconds": self.seconds}
         state |= {name: torch.tensor(float(value), dtype=torch.float64) for name, value in numbers.items()}
         return state | {"generator": self.generator.get_state()}
@@ -141,11 +139,8 @@ class DetectorTraining:
         try:
             weights = {name: state[f"detector.{name}"] for name in self.detector.state_dict()}
             self.detector.load_state_dict(weights)
-            for name, parameter in self.detector.named_parameters():
-                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in state]
-                kept = {key: state[f"adam.{key}.{name}"].clone() for key in keys}
-                moments = {key: value.to(parameter.device) for key, value in kept.items() if key != "step"}
-                self.optimizer.state[parameter] = kept | moments
+            kept = {name.removeprefix("optimizer."): value for name, value in state.items()}
+            self.optimizer.load_state(kept)
             self.step, self.loss, self.seconds = (float(state[name]) for name in ("step", "loss", "seconds"))
             self.step = int(self.step)
             self.generator.set_state(state["generator"])

@@ -354,7 +354,7 @@ def test_a_label_is_right_within_four_pixels_of_368() -> None:
 def test_a_measured_rig_is_off_by_as_many_pixels_as_asked() -> None:
     rig = ring(0, 60)
     points = 0.1 * torch.randn(30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    off = calibrated(rig, 0.5, 1).project(points)[0] - rig.project(points)[0]
+    off = (calibrated(rig, 0.5, 1).project(points)[0] - rig.project(points)[0]) * 368 / rig.height
     assert 0.4 < off.mean(1).std() < 0.65 and torch.equal(calibrated(rig, 0.0, 1).rotations, rig.rotations)
     assert torch.equal(calibrated(rig, 0.5, 1).rotations, calibrated(rig, 0.5, 1).rotations)
 
