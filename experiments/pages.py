@@ -10,11 +10,12 @@ from typing import Any
 
 from experiments import tasks
 from experiments.bench import tables
+from experiments.bootstrapping import study_report as bootstrapping
 from experiments.provenance import origin
 from experiments.soak import tables as soak_tables
 from experiments.studies import report
 
-TABLES = report.TABLES | tables.TABLES | soak_tables.TABLES | tasks.TABLES
+TABLES = report.TABLES | tables.TABLES | soak_tables.TABLES | tasks.TABLES | bootstrapping.TABLES
 """Kinds of tables that a page may ask for."""
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from envs.errors import UserError, unknown
+from experiments.bootstrapping import study as bootstrapping
+from experiments.bootstrapping import study_report as bootstrapping_report
 from experiments.options.cli import parse, run_main
 from experiments.pages import fill_pages
 from experiments.runs import ROOT, folder_name
@@ -103,6 +105,15 @@ class Job:
 def main(argv: Sequence[str]) -> None:
     """Run what is missing, then report."""
     config = parse(StudyConfig, argv)
+    if config.name == bootstrapping.NAME:
+        study_bootstrapping(config)
+    else:
+        study_conditions(config)
+    fill_pages(config.docs)
+
+
+def study_conditions(config: StudyConfig) -> None:
+    """Policies or pretrainings against each other."""
     jobs, known = chosen(config), {record["command"] for record in recorded(config.docs, config.name)}
     if not config.report:
         run_all([job for job in jobs if not (config.extend and job.command in known)], config.jobs)
@@ -114,13 +125,24 @@ def main(argv: Sequence[str]) -> None:
     if not finished:
         raise UserError(f"no run of study '{config.name}' is finished yet in {ROOT}")
     write_report(config.docs, config.name, finished)
-    fill_pages(config.docs)
+
+
+def study_bootstrapping(config: StudyConfig) -> None:
+    """Detectors that teach themselves against others (:mod:`experiments.bootstrapping.study`)."""
+    if not config.report:
+        bootstrapping.run_study(names(config), config.seeds, config.jobs)
+    bootstrapping_report.write_report(config.docs, bootstrapping.judged_jobs())
+
+
+def names(config: StudyConfig) -> list[str] | None:
+    """Of the conditions that are asked for; None is all of them."""
+    return None if config.only is None else [name.strip() for name in config.only.split(",")]
 
 
 def in_order(jobs: Sequence[Job]) -> list[Job]:
     """Condition by condition, as their study lists them, and in each by seed."""
-    names = [condition.name for condition in STUDIES[jobs[0].study].conditions]
-    return sorted(jobs, key=lambda job: (names.index(job.condition.name), job.seed))
+    order = [condition.name for condition in STUDIES[jobs[0].study].conditions]
+    return sorted(jobs, key=lambda job: (order.index(job.condition.name), job.seed))
 
 
 def run_all(jobs: Sequence[Job], at_a_time: int) -> None:
@@ -140,16 +162,16 @@ def chosen(config: StudyConfig) -> list[Job]:
     :raises UserError: for an unknown study or condition.
     """
     if config.name not in STUDIES:
-        raise unknown("study", config.name, STUDIES)
+        raise unknown("study", config.name, (*STUDIES, bootstrapping.NAME))
     study = STUDIES[config.name]
     conditions = {condition.name: condition for condition in study.conditions}
-    names = list(conditions) if config.only is None else [name.strip() for name in config.only.split(",")]
-    for name in names:
+    asked = names(config) or list(conditions)
+    for name in asked:
         if name not in conditions:
             raise unknown(f"condition of study '{config.name}'", name, conditions)
     jobs = [
         Job(conditions[name].env or study.env, config.name, conditions[name], seed)
-        for name in names
+        for name in asked
         for seed in range(min(conditions[name].seeds, config.seeds or conditions[name].seeds))
     ]
     return sorted(jobs, key=lambda job: job.seed)

@@ -19,6 +19,7 @@ from envs.scenes.footage import Footage
 from experiments.bootstrapping.filming import Subject, make_studio
 from experiments.bootstrapping.folder import BootstrapRun, is_bootstrap
 from experiments.bootstrapping.judging import judge_detector
+from experiments.bootstrapping.views import found_by_views
 from experiments.options.cli import parse, write_result
 from experiments.provenance import origin
 from experiments.training.building import choose_device, use_threads
@@ -67,8 +68,13 @@ def main(argv: Sequence[str]) -> None:
         for other in ([run] if config.alone else [run, *compared(run)])
         for row in judge_rounds(other, test, len(studio.held_out), studio.subject, device)
     ]
-    print("", *table(rows), sep="\n")
-    record = {"env": run.config.env, "seed": config.seed, "sequences": count} | origin() | {"rounds": rows}
+    views = found_by_views(
+        run.detector(0).to(device), test, len(studio.held_out), run.config.ransac, studio.subject.groups,
+        run.config.calibration_noise,
+    )  # fmt: skip
+    print("", *table(rows), "", *views_table(views), sep="\n")
+    about = {"env": run.config.env, "seed": config.seed, "sequences": count} | origin()
+    record = about | {"rounds": rows, "views": views}
     write_result(run.path / "eval.json", json.dumps(record, indent=1).encode())
     print(f"\nwritten to {run.path / 'eval.json'}")
 
@@ -106,7 +112,8 @@ def judge_rounds(
         found = judge_detector(detector, test, held_out, config.ransac, subject.groups, config.calibration_noise)
         then = run.numbers(number)
         kept = {name: then[name] for name in ("frames", "precision", "accepted") if name in then}
-        rows.append({"run": run.path.name, "method": config.method, "round": number} | dataclasses.asdict(found) | kept)
+        about = {"run": run.path.name, "method": config.method, "cameras": config.watching, "round": number}
+        rows.append(about | dataclasses.asdict(found) | kept)
         show(number + 1, len(finished))
     return rows
 
@@ -115,6 +122,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Rows as a table in Markdown."""
     heads = (
         "method",
+        "cameras",
         "round",
         "PCK@.05",
         "PCK@.1",
@@ -130,6 +138,19 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         shares = [f"{100 * row['pck'][share]:.1f}" for share in ("0.05", "0.1", "0.2")]
         frames = f"{row['frames']:.0f}" if "frames" in row else "–"
         right = f"{100 * row['precision']:.1f} %" if "precision" in row else "–"
-        cells = [row["method"], str(row["round"]), *shares, f"{100 * row['auc']:.1f}", f"{row['error_mm']:.1f}"]
+        about = [row["method"], str(row["cameras"]), str(row["round"])]
+        cells = [*about, *shares, f"{100 * row['auc']:.1f}", f"{row['error_mm']:.1f}"]
         lines.append("| " + " | ".join([*cells, f"{100 * row['found']:.0f} %", frames, right]) + " |")
+    return lines
+
+
+def views_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What so many cameras find with the first detector, as a table in Markdown."""
+    lines = [
+        "| cameras | a view is right | formula | enough views are right | points found right |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        shares = [f"{100 * row[name]:.1f} %" for name in ("success", "formula", "enough", "found")]
+        lines.append("| " + " | ".join([str(row["cameras"]), *shares]) + " |")
     return lines

@@ -138,9 +138,10 @@ def test_evaluation_lists_rounds_beside_those_of_runs_that_refer_to_it(
     run_in(workplace, evaluate.main, ["--run", "runs/hand/finished", "--sequences", "1"])
     said = capsys.readouterr().out
     lines = [line.split("|") for line in said.splitlines() if line.startswith("| ")]
-    assert [(line[1].strip(), line[2].strip()) for line in lines[1:]] == [
-        (method, str(number)) for method in ("bootstrapping", "oracle", "random", "self-training") for number in (0, 1)
+    assert [tuple(cell.strip() for cell in line[1:4]) for line in lines[1:9]] == [
+        (method, "4", str(n)) for method in ("bootstrapping", "oracle", "random", "self-training") for n in (0, 1)
     ]
+    assert lines[9][1].strip() == "cameras" and lines[10][1].strip() == "4" and len(lines) == 11
     record = json.loads((finished.path / "eval.json").read_text())
     for row in record["rounds"][:2]:  # the same sequence as in the run, measured again
         assert row["pck"] == finished.numbers(row["round"])["pck"]
@@ -388,7 +389,7 @@ class Balls:
         side = rig.height
         images = np.full((frames, rig.num_views, side, side, 3), 128.0)
         if night:  # clutter of other colours, and a tint
-            images += rng.normal(0, 15, (frames, rig.num_views, side, side, 1)) + rng.uniform(-40, 40, 3)
+            images += rng.normal(0, 15, (frames, rig.num_views, side, side, 1)) + rng.uniform(-80, 80, 3)
         v, u = np.mgrid[:side, :side] + 0.5
         colours = np.array([[230, 40, 40], [40, 200, 40], [40, 40, 230], [240, 240, 240]])
         for t, view in np.ndindex(frames, rig.num_views):
@@ -422,10 +423,10 @@ class Balls:
 
 def test_a_poor_detector_becomes_a_good_one_without_further_labels(tmp_path: Path) -> None:
     """From labels by day alone it finds little by night; what the views agree on teaches it the night."""
-    training = DetectorTrainingConfig(300, 16, 3e-3, AugmentationConfig(turn=20, colour=0.1, erase=0.0))
+    training = DetectorTrainingConfig(300, 16, 0.02, AugmentationConfig(turn=20, colour=0.1, erase=0.0))
     config = BootstrapConfig(
-        rounds=1, cameras=10, image_size=64, sequences=2, frames=30, labelled=40, test_sequences=1, test_frames=8,
-        first_steps=150, calibration_noise=0.2, detector=DetectorConfig(width=8), training=training,
+        rounds=1, cameras=10, image_size=64, sequences=8, frames=8, labelled=40, test_sequences=3, test_frames=16,
+        first_steps=60, calibration_noise=0.2, detector=DetectorConfig(width=8), training=training,
         ransac=RansacConfig(threshold=3.0),
     )  # fmt: skip
     config = dataclasses.replace(
@@ -438,9 +439,9 @@ def test_a_poor_detector_becomes_a_good_one_without_further_labels(tmp_path: Pat
     material = film(config, studio, StopRequest())
     first = run_round(run, 0, None, material, studio.subject, StopRequest())
     run_round(run, 1, first, material, studio.subject, StopRequest())
-    before, after = run.numbers(0)["pck"]["0.1"], run.numbers(1)["pck"]["0.1"]
-    assert after > before + 0.05 and run.numbers(1)["precision"] > 0.5
-    assert run.numbers(1)["error_mm"] < 0.7 * run.numbers(0)["error_mm"]
+    before, after = run.numbers(0), run.numbers(1)
+    assert after["pck"]["0.1"] > before["pck"]["0.1"] + 0.03 and after["auc"] > before["auc"] + 0.03
+    assert after["precision"] > 0.5 and after["error_mm"] < 0.9 * before["error_mm"]
 
 
 def test_frames_are_chosen_by_score_or_at_random_as_the_method_says() -> None:

@@ -1,0 +1,176 @@
+"""Bootstrapping beside what it is compared with: ``python -m experiments.study --name bootstrapping``.
+
+For each seed one run bootstraps; the others take over its first detector. All are judged by the same test sequences, of
+a block that no run is judged by while it learns.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.errors import UserError, unknown
+from experiments.bootstrapping.config import HAND
+from experiments.bootstrapping.folder import BootstrapRun, read_json
+from experiments.bootstrapping.views import COUNTS
+from experiments.runs.folder import ROOT, folder_name
+
+NAME = "bootstrapping"
+"""Of the study, and of the files in ``docs``."""
+TEST_BLOCK = 1
+"""Block of test sequences; runs are judged by block 0 while they learn."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the ways to make labels.
+
+    :param name: as tables have it.
+    :param arguments: that differ from those of the first one.
+    :param seeds: how many.
+    """
+
+    name: str
+    arguments: str
+    seeds: int = 3
+
+
+MEMBERS = (
+    Member("bootstrapping", ""),
+    Member("self-training", "--method self-training"),
+    Member("oracle", "--method oracle"),
+    Member("random frames", "--method random"),
+    *(Member(f"{count} cameras", f"--use {count} --rounds 1", seeds=1) for count in COUNTS[:-1]),
+)
+"""The first one is what the others are compared with; it uses all 24 cameras."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a member."""
+
+    member: Member
+    seed: int
+
+    @property
+    def leader(self) -> Job:
+        """The run whose first detector this one takes over."""
+        return Job(MEMBERS[0], self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return ROOT / folder_name(HAND) / f"study-{self.member.name.replace(' ', '-')}-{self.seed}"
+
+    @property
+    def options(self) -> list[str]:
+        """All that is typed to make it; each run keeps to one core."""
+        taken = [] if self == self.leader else ["--reference", str(self.leader.folder)]
+        return ["--run", self.folder.name, "--seed", str(self.seed), "--threads", "1", *self.member.arguments.split(),
+                *taken]  # fmt: skip
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are over."""
+        if not self.folder.is_dir():
+            return False
+        run = BootstrapRun.open(self.folder)
+        return len(run.finished_rounds()) > run.config.rounds
+
+    @property
+    def judged(self) -> bool:
+        """Whether the leader's evaluation has all rounds of this run."""
+        path = self.leader.folder / "eval.json"
+        return path.is_file() and any(row["run"] == self.folder.name for row in read_json(path).get("rounds", []))
+
+    def command(self) -> list[str]:
+        """Makes the run, or goes on with it."""
+        argv = ["--resume", str(self.folder)] if self.folder.is_dir() else self.options
+        return ["experiments.bootstrap", *argv]
+
+
+def run_study(only: Sequence[str] | None, seeds: int, jobs: int) -> None:
+    """Run what is missing: first those that others refer to, then these, then judge all.
+
+    :param only: names of members; None is all of them.
+    :param seeds: at most so many of each; 0 is as many as the study has.
+    :param jobs: runs at a time.
+    :raises UserError: for an unknown member, or if a program failed, when all others are done.
+    """
+    names = {member.name: member for member in MEMBERS}
+    for name in only or ():
+        if name not in names:
+            raise unknown(f"condition of study '{NAME}'", name, names)
+    members = [names[name] for name in only] if only else list(MEMBERS)
+    asked = [Job(member, seed) for member in members for seed in range(min(member.seeds, seeds or member.seeds))]
+    leaders = list(dict.fromkeys(job.leader for job in asked))
+    failed: list[str] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for stage in (leaders, [job for job in asked if job not in leaders]):
+            failed += [name for name in pool.map(perform, stage) if name]
+        failed += [name for name in pool.map(judge, leaders) if name]
+    if failed:
+        raise UserError(f"{len(failed)} runs failed, the first is {failed[0]}: see {failed[0]}.log")
+
+
+def judged_jobs() -> list[Job]:
+    """All runs of the study that are in this folder and judged."""
+    every = [Job(member, seed) for member in MEMBERS for seed in range(member.seeds)]
+    return [job for job in every if job.finished and job.judged]
+
+
+def perform(job: Job) -> str | None:
+    """Make a run, or what is left of it.
+
+    :return: its folder if that failed.
+    """
+    if job.finished:
+        return None
+    print(f"{job.folder.name}: bootstrap", flush=True)
+    return None if _logged(job, job.command()) else str(job.folder)
+
+
+def judge(leader: Job) -> str | None:
+    """Judge a run and all that refer to it, unless that is done.
+
+    :return: its folder if that failed.
+    """
+    beside = [job for job in (Job(member, leader.seed) for member in MEMBERS) if job.finished]
+    if leader not in beside or all(job.judged for job in beside):
+        return None
+    print(f"{leader.folder.name}: evaluate", flush=True)
+    command = ["experiments.evaluate", "--run", str(leader.folder), "--seed", str(TEST_BLOCK)]
+    return None if _logged(leader, command) else str(leader.folder)
+
+
+def rows_of(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """What was measured, a row for each round of each run, and one for each number of cameras.
+
+    :param jobs: that are judged.
+    """
+    found: list[dict[str, Any]] = []
+    for job in jobs:
+        evaluation = read_json(job.leader.folder / "eval.json")
+        command = f'make bootstrap RUN={job.folder.name} SEED={job.seed} ARGS="{" ".join(job.options[4:])}"'
+        about = {"condition": job.member.name, "seed": job.seed, "command": command}
+        about["trained"] = read_json(job.folder / "origin.json")
+        rounds = [row for row in evaluation["rounds"] if row["run"] == job.folder.name]
+        found += [{"section": "rounds"} | about | row for row in rounds]
+        if job == job.leader:
+            found += [{"section": "views", "round": row["cameras"]} | about | row for row in evaluation["views"]]
+    return found
+
+
+def _logged(job: Job, command: Sequence[str]) -> bool:
+    """Whether a program did its work; what it prints goes to a log beside the run folder."""
+    log = job.folder.with_name(f"{job.folder.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        return (
+            subprocess.run([sys.executable, "-m", *command], stdout=output, stderr=output, check=False).returncode == 0
+        )
