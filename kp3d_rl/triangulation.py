@@ -36,6 +36,8 @@ class RansacConfig:
 
     :param threshold: reprojection error of an inlier, pixels.
     :param least_confidence: detections below do not take part.
+    :param trust: power of the confidence that an inlier counts with: 1 is in proportion, more suits confidences that
+        differ less than the errors do, 0 takes all alike.
     :param least_inliers: views that must agree on a point, at least 2.
     :param least_angle: degrees between the rays of at least two of them: of nearly parallel rays nobody knows where
         they meet.
@@ -46,6 +48,7 @@ class RansacConfig:
 
     threshold: float = bounded(4.0, above=0, most=1000)
     least_confidence: float = bounded(0.2, least=0, most=1)
+    trust: float = bounded(1.0, least=0, most=100)
     least_inliers: int = bounded(3, least=2, most=1000)
     least_angle: float = bounded(3.0, least=0, most=90)
     hypotheses: int = bounded(500, least=1, most=100_000)
@@ -109,8 +112,8 @@ def triangulate_robustly(
     """The 3D points that most views agree on, whatever the others say.
 
     Every pair of views is a hypothesis; the one that most detections agree with wins, the better they do the more they
-    count. Its inliers are triangulated with their confidences as weights, their reprojection error is minimised, and
-    who is an inlier is told anew from that.
+    count. Its inliers are triangulated with a power of their confidences as weights, their reprojection error is
+    minimised, and who is an inlier is told anew from that.
 
     Points of a group are accepted view by view together: their root mean square error is what the threshold is for.
     A finger that is taken for its neighbour is so as a whole, and is refused as a whole.
@@ -209,7 +212,7 @@ class _Ransac:
         detected = confidence > 0
         inliers = self.of_best_pair(rig, uv, detected)
         for _ in range(_REPEATS):
-            weights = confidence * inliers
+            weights = confidence**self.config.trust * inliers
             points = refine(rig, uv, weights, triangulate(rig, uv, weights), self.config.refinements)
             squared = self.squared_error(rig, uv, points, detected)
             known = ~points.isnan().any(-1).unsqueeze(-2)

@@ -16,7 +16,7 @@ from envs.scenes.motion import FACING, TILT, draw_path, draw_things
 from envs.visual_model import VisualModel
 
 DISTANCE = 0.75
-FOVY = 22.0
+FOVY = 19.0
 HEIGHTS = (-0.6, 0.85)
 """Sines of the elevations of the lowest and the highest camera."""
 AROUND = np.radians(80.0)

@@ -76,7 +76,7 @@ class BootstrapConfig:
     first_steps: int = bounded(1500, least=1, most=10_000_000)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     training: DetectorTrainingConfig = field(default_factory=DetectorTrainingConfig)
-    ransac: RansacConfig = field(default_factory=lambda: RansacConfig(threshold=3.0))
+    ransac: RansacConfig = field(default_factory=lambda: RansacConfig(threshold=3.0, least_confidence=0.5, trust=8.0))
     plausibility: PlausibilityConfig = field(default_factory=PlausibilityConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 

@@ -142,13 +142,13 @@ def peaks(maps: Tensor, grid_rows: CellGrid, grid_cols: CellGrid) -> tuple[Tenso
     logarithms (Zhang et al., "Distribution-Aware Coordinate Representation", 2020, along one axis at a time).
 
     :param maps: (..., h, w) confidences, which sum to at most 1.
-    :return: uv (..., 2) pixels, and the confidence (...) that a keypoint is there, the sum over 5 x 5 cells about the
-        peak; NaN where a map holds NaN.
+    :return: uv (..., 2) pixels, and the confidence (...) that a keypoint is there, the sum over 3 x 3 cells about the
+        peak: a map that is broader than it was taught to be is not sure; NaN where a map holds NaN.
     """
     rows, columns = maps.shape[-2:]
     at = maps.flatten(-2).argmax(-1)
     row, column = at // columns, at % columns
-    near = nn.functional.avg_pool2d(maps.reshape(-1, 1, rows, columns), 5, 1, 2, divisor_override=1).view_as(maps)
+    near = nn.functional.avg_pool2d(maps.reshape(-1, 1, rows, columns), 3, 1, 1, divisor_override=1).view_as(maps)
     confidence = near.flatten(-2).gather(-1, at.unsqueeze(-1)).squeeze(-1)
     logs = maps.clamp(min=1e-12).log()
     offset_u = _between(logs, row, column, 0, 1)

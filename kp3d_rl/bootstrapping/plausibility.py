@@ -29,7 +29,7 @@ class PlausibilityConfig:
     """
 
     least_inliers: int = bounded(4, least=2, most=1000)
-    least_confidence: float = bounded(0.3, least=0, most=1)
+    least_confidence: float = bounded(0.5, least=0, most=1)
     bone_tolerance: float = bounded(0.3, least=0, most=100)
     velocity: float = bounded(4.0, above=0, most=1e6)
     velocity_slack: float = bounded(0.01, least=0, most=1e6)

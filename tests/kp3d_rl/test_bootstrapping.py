@@ -45,7 +45,7 @@ def test_the_peak_of_a_gaussian_map_is_found_between_cells():
     found, confidence = peaks(maps, *grids)
     assert (found - uv).abs().max() < 1e-3
     naive = [
-        sum(m[r, c] for r in range(16) for c in range(24) if max(abs(r - y), abs(c - x)) <= 2)
+        sum(m[r, c] for r in range(16) for c in range(24) if max(abs(r - y), abs(c - x)) <= 1)
         for m in maps.tolist()
         for m in [np.array(m)]
         for y, x in [np.unravel_index(m.argmax(), m.shape)]
