@@ -16,9 +16,10 @@ from experiments.bootstrapping.config import BootstrapConfig
 from experiments.bootstrapping.filming import Studio, make_studio
 from experiments.bootstrapping.folder import BootstrapRun
 from experiments.bootstrapping.presets import expanded
-from experiments.bootstrapping.rounds import Stopped, film, run_round
+from experiments.bootstrapping.rounds import film, run_round
 from experiments.options.cli import parse, run_main
 from experiments.training.building import choose_device, use_threads
+from experiments.training.gradient_steps import Stopped
 from experiments.training.recording import StopRequest
 from kp3d_rl.bootstrapping.detector import KeypointDetector
 

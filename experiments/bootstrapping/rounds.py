@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,10 @@ from envs.errors import UserError
 from envs.scenes.footage import Footage
 from experiments.bootstrapping.config import BootstrapConfig
 from experiments.bootstrapping.filming import Studio, Subject, as_labelled, calibrated, to_rig, truth
-from experiments.bootstrapping.folder import CHOICE, LABELS, TRAINING, BootstrapRun, read_json, read_tensors
+from experiments.bootstrapping.folder import CHOICE, LABELS, TRAINING, BootstrapRun, read_json
 from experiments.bootstrapping.judging import Judgement, judge_detector, label_precision
 from experiments.training.building import choose_device
+from experiments.training.gradient_steps import Stopped, make_steps
 from experiments.training.progress import Progress
 from experiments.training.recording import StopRequest
 from kp3d_rl.bootstrapping.detector import KeypointDetector
@@ -29,14 +29,8 @@ from kp3d_rl.cameras import Rig
 from kp3d_rl.storage.files import write_tensors, write_whole
 from kp3d_rl.triangulation import RobustPoints, triangulate_robustly
 
-SAVE_EVERY = 60.0
-"""Seconds between savings of a round's training."""
 SURE = 0.5
 """Confidence from which self-training takes a detection for a label."""
-
-
-class Stopped(Exception):
-    """A signal asked to stop; what was done so far is on the disk."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,7 @@ def run_round(
     if before is not None:
         detector.load_state_dict(before.state_dict())
     training = DetectorTraining(detector, parts, config.training_of(number), 1000 * config.seed + number)
-    train(run, number, training, stop)
+    make_steps(training, run.folder(number) / TRAINING, f"round {number}", stop)
     judgement = judge_detector(
         detector, material.test, material.held_out, config.ransac, subject.groups, config.calibration_noise
     )
@@ -257,27 +251,3 @@ def self_labels(config: BootstrapConfig, detections: Sequence[tuple[Tensor, Tens
         "precision": label_precision(labels, true[best], config.image_size),
     }
     return Labels(LabelledImages(images[best], labels), numbers)
-
-
-def train(run: BootstrapRun, number: int, training: DetectorTraining, stop: StopRequest) -> None:
-    """Make a round's gradient steps; saved now and then, and when a signal asks to stop.
-
-    :raises Stopped: for a signal.
-    """
-    path = run.folder(number) / TRAINING
-    if path.is_file():
-        try:
-            training.load_state(read_tensors(path))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}; without it the round begins anew") from None
-        print(f"round {number} goes on at step {training.step} of {training.config.steps}", flush=True)
-    show, saved = Progress(f"round {number}, learning", "steps"), time.monotonic()
-    while not training.finished:
-        if stop or time.monotonic() - saved > SAVE_EVERY:
-            write_tensors(path, training.state())
-            saved = time.monotonic()
-        if stop:
-            raise Stopped
-        training.advance()
-        show(training.step, training.config.steps, f"loss {training.loss:.3f}")
-    write_tensors(path, training.state())  # for as long as it takes to judge what was learnt

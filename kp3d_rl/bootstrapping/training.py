@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kp3d_rl.bootstrapping.detector import KeypointDetector, to_input
-from kp3d_rl.optimizers import ConvolutionMuon
+from kp3d_rl.gradient_training import GradientTraining
 from kp3d_rl.options import bounded, check_options
 
 
@@ -76,10 +75,8 @@ class DetectorTrainingConfig:
         check_options(self, "training")
 
 
-class DetectorTraining:
-    """The gradient steps on a detector; what it has done so far can be saved and taken up again.
-
-    Attributes: ``step``, how many were made; ``loss``, the mean of the last ones; ``seconds`` that they took.
+class DetectorTraining(GradientTraining):
+    """The gradient steps on a detector.
 
     :param detector: that learns.
     :param parts: sets of labelled images; a batch has equally many of each.
@@ -90,68 +87,21 @@ class DetectorTraining:
     def __init__(
         self, detector: KeypointDetector, parts: list[LabelledImages], config: DetectorTrainingConfig, seed: int
     ) -> None:
-        parts = [part for part in parts if len(part)]
-        if not parts:
+        super().__init__(detector, config.steps, config.learning_rate, seed)
+        self.detector, self.config = detector, config
+        self.sets = [part for part in parts if len(part)]
+        if not self.sets:
             raise ValueError("there is no labelled image to train on")
-        self.detector, self.parts, self.config = detector, parts, config
-        self.optimizer = ConvolutionMuon(detector, config.learning_rate)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.step, self.loss, self.seconds = 0, float("nan"), 0.0
 
-    @property
-    def finished(self) -> bool:
-        """Whether all steps are made."""
-        return self.step >= self.config.steps
-
-    def advance(self) -> float:
-        """One gradient step.
-
-        :return: its loss.
-        """
-        share = 0.5 * (1.0 + math.cos(math.pi * self.step / self.config.steps))
-        self.optimizer.set_rate(share * self.config.learning_rate)
-        started = time.monotonic()
-        images, uv = self._batch()
-        self.detector.train()
-        loss = map_loss(self.detector, images, uv)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.step += 1
-        self.seconds += time.monotonic() - started
-        value = float(loss.detach())
-        self.loss = value if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * value
-        return value
-
-    def state(self) -> dict[str, Tensor]:
-        """All that the coming steps depend on beside the images, as tensors by name."""
-        state = {f"detector.{name}": value for name, value in self.detector.state_dict().items()}
-        state |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
-        numbers = {"step": self.step, "loss": self.loss, "seconds": self.seconds}
-        state |= {name: torch.tensor(float(value), dtype=torch.float64) for name, value in numbers.items()}
-        return state | {"generator": self.generator.get_state()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what :meth:`state` gave; the steps from there on are those that would have come.
-
-        :raises ValueError: where it is of another detector.
-        """
-        try:
-            weights = {name: state[f"detector.{name}"] for name in self.detector.state_dict()}
-            self.detector.load_state_dict(weights)
-            kept = {name.removeprefix("optimizer."): value for name, value in state.items()}
-            self.optimizer.load_state(kept)
-            self.step, self.loss, self.seconds = (float(state[name]) for name in ("step", "loss", "seconds"))
-            self.step = int(self.step)
-            self.generator.set_state(state["generator"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"this is no state of such a training: {str(error).splitlines()[0]}") from None
+    def batch_loss(self) -> Tensor:
+        """See :meth:`GradientTraining.batch_loss`."""
+        return map_loss(self.detector, *self._batch())
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) in [-1, 1] and (B, K, 2), augmented."""
-        sizes = [len(part) for part in torch.arange(self.config.batch_size).tensor_split(len(self.parts))]
+        sizes = [len(part) for part in torch.arange(self.config.batch_size).tensor_split(len(self.sets))]
         images, labels = [], []
-        for part, size in zip(self.parts, sizes, strict=True):
+        for part, size in zip(self.sets, sizes, strict=True):
             rows = torch.randint(len(part), (size,), generator=self.generator)
             images.append(part.images[rows])
             labels.append(part.uv[rows])

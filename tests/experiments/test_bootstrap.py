@@ -389,7 +389,7 @@ class Balls:
         side = rig.height
         images = np.full((frames, rig.num_views, side, side, 3), 128.0)
         if night:  # clutter of other colours, and a tint
-            images += rng.normal(0, 15, (frames, rig.num_views, side, side, 1)) + rng.uniform(-80, 80, 3)
+            images += rng.normal(0, 15, (frames, rig.num_views, side, side, 1)) + rng.uniform(-40, 40, 3)
         v, u = np.mgrid[:side, :side] + 0.5
         colours = np.array([[230, 40, 40], [40, 200, 40], [40, 40, 230], [240, 240, 240]])
         for t, view in np.ndindex(frames, rig.num_views):
@@ -397,7 +397,7 @@ class Balls:
                 near = (u - uv[t, view, ball, 0]) ** 2 + (v - uv[t, view, ball, 1]) ** 2 < (
                     7.0 / depth[t, view, ball]
                 ) ** 2
-                images[t, view][near] = colours[ball] * (rng.uniform(0.7, 0.9) if night else 1.0)
+                images[t, view][near] = colours[ball] * (rng.uniform(0.45, 0.7) if night else 1.0)
         cameras = CameraRig(
             tuple(f"c{n}" for n in range(rig.num_views)),
             rig.intrinsics.numpy(),
@@ -423,16 +423,16 @@ class Balls:
 
 def test_a_poor_detector_becomes_a_good_one_without_further_labels(tmp_path: Path) -> None:
     """From labels by day alone it finds little by night; what the views agree on teaches it the night."""
-    training = DetectorTrainingConfig(300, 16, 0.02, AugmentationConfig(turn=20, colour=0.1, erase=0.0))
+    training = DetectorTrainingConfig(300, 16, 0.01, AugmentationConfig(turn=20, colour=0.1, erase=0.0))
     config = BootstrapConfig(
-        rounds=1, cameras=10, image_size=64, sequences=8, frames=8, labelled=40, test_sequences=3, test_frames=16,
-        first_steps=60, calibration_noise=0.2, detector=DetectorConfig(width=8), training=training,
-        ransac=RansacConfig(threshold=3.0),
+        rounds=1, cameras=10, image_size=64, sequences=24, frames=4, labelled=40, test_sequences=3, test_frames=16,
+        first_steps=150, calibration_noise=0.2, detector=DetectorConfig(width=8), training=training,
+        ransac=RansacConfig(threshold=3.0, least_confidence=0.5, trust=8.0),
     )  # fmt: skip
     config = dataclasses.replace(
         config,
-        plausibility=dataclasses.replace(config.plausibility, velocity=100.0),
-        selection=dataclasses.replace(config.selection, window=2, frames=24),
+        plausibility=dataclasses.replace(config.plausibility, least_confidence=0.3, velocity=100.0),
+        selection=dataclasses.replace(config.selection, window=2, frames=48),
     )
     run = BootstrapRun.create(dataclasses.replace(config, run="balls"), tmp_path)
     studio = Balls(config)
@@ -440,8 +440,8 @@ def test_a_poor_detector_becomes_a_good_one_without_further_labels(tmp_path: Pat
     first = run_round(run, 0, None, material, studio.subject, StopRequest())
     run_round(run, 1, first, material, studio.subject, StopRequest())
     before, after = run.numbers(0), run.numbers(1)
-    assert after["pck"]["0.1"] > before["pck"]["0.1"] + 0.03 and after["auc"] > before["auc"] + 0.03
-    assert after["precision"] > 0.5 and after["error_mm"] < 0.9 * before["error_mm"]
+    assert after["pck"]["0.1"] > before["pck"]["0.1"] + 0.05 and after["auc"] > before["auc"] + 0.04
+    assert after["precision"] > 0.5 and after["error_mm"] < 0.85 * before["error_mm"]
 
 
 def test_frames_are_chosen_by_score_or_at_random_as_the_method_says() -> None:

@@ -294,6 +294,20 @@ def test_refinement_is_the_optimum_that_scipy_finds():
     torch.testing.assert_close(refine(rig, uv, weights, start, steps=0), start)
 
 
+@pytest.mark.parametrize("trust", [0.0, 1.0, 6.0])
+def test_inliers_count_with_a_power_of_their_confidence(trust):
+    rig, points = ring(4, views=7), 0.2 * normal(8, 3, seed=4)
+    uv = rig.project(points)[0] + 1.0 * normal(7, 8, 2, seed=5)
+    confidence = 0.5 + 0.5 * torch.rand(7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    config = RansacConfig(threshold=20.0, trust=trust, refinements=20)
+    found = triangulate_robustly(rig, uv, confidence, config)
+    assert found.inliers.all()
+    weights = confidence**trust
+    torch.testing.assert_close(found.points, refine(rig, uv, weights, triangulate(rig, uv, weights), steps=20))
+    if trust != 1.0:
+        assert (found.points - refine(rig, uv, confidence, found.points, steps=20)).norm(dim=-1).min() > 1e-5
+
+
 def test_the_chance_of_enough_views_is_the_binomials_tail():
     for views in (2, 3, 4, 8, 16, 31):
         for success in (0.0, 0.2, 0.4, 1.0):

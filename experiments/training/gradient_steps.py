@@ -1,0 +1,55 @@
+"""A training's gradient steps with a progress line, saved now and then, so that a stopped or killed one goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from envs.errors import UserError
+from experiments.training.progress import Progress
+from experiments.training.recording import StopRequest
+from kp3d_rl.gradient_training import GradientTraining
+from kp3d_rl.storage.files import TENSOR_LIMIT, DamagedError, parse_tensors, read_whole, write_tensors
+
+SAVE_EVERY = 60.0
+"""Seconds between savings."""
+
+
+class Stopped(Exception):
+    """A signal asked to stop; what was done so far is on the disk."""
+
+
+def make_steps(training: GradientTraining, path: Path, what: str, stop: StopRequest) -> None:
+    """Make all steps that are left; what is needed to go on is saved now and then, and when a signal asks to stop.
+
+    :param training: as it was begun; what was saved of it is taken up.
+    :param path: of the file that it is saved in.
+    :param what: is trained, for the progress line.
+    :param stop: set by a signal.
+    :raises Stopped: for a signal.
+    :raises UserError: where the file is damaged.
+    """
+    if path.is_file():
+        take_up(training, path, what)
+    show, saved = Progress(f"{what}, learning", "steps"), time.monotonic()
+    while not training.finished:
+        if stop or time.monotonic() - saved > SAVE_EVERY:
+            write_tensors(path, training.state())
+            saved = time.monotonic()
+        if stop:
+            raise Stopped
+        training.advance()
+        show(training.step, training.steps, f"loss {training.loss:.3f}")
+    write_tensors(path, training.state())  # for as long as it takes to judge what was learnt
+
+
+def take_up(training: GradientTraining, path: Path, what: str) -> None:
+    """Go on with what was saved.
+
+    :raises UserError: where the file is damaged.
+    """
+    try:
+        training.load_state(parse_tensors(read_whole(path, TENSOR_LIMIT), path.name))
+    except (DamagedError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}; without it {what} begins anew") from None
+    print(f"{what} goes on at step {training.step} of {training.steps}", flush=True)
