@@ -11,6 +11,7 @@ from experiments.options.presets import taken
 _TASK = {
     "--cameras": "12",
     "--image-size": "64",
+    "--sequences": "8",
     "--frames": "50",
     "--labelled": "40",
     "--test-sequences": "4",
