@@ -78,6 +78,11 @@ def grids(layers: Sequence[Layer], height: int, width: int) -> tuple[CellGrid, C
     return rows, columns
 
 
+def to_input(images: Tensor) -> Tensor:
+    """Images (B, H, W, 3) uint8 as networks take them: (B, 3, H, W) in [-1, 1], in channels-last memory."""
+    return images.permute(0, 3, 1, 2).float().mul_(2.0 / 255.0).sub_(1.0)
+
+
 class Conv2d(nn.Conv2d):
     """A convolution that hands its weights over in channels-last order, as the images are.
 

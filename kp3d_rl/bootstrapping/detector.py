@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kp3d_rl.heatmaps import CellGrid, gaussian_maps
-from kp3d_rl.networks import Conv2d, Layer, Precision, convolve_in
+from kp3d_rl.networks import Conv2d, Layer, Precision, convolve_in, to_input
 from kp3d_rl.options import bounded, check_options
 
 STEM: tuple[Layer, ...] = ((4, 2, 1), (4, 2, 1))
@@ -128,11 +128,6 @@ class KeypointDetector(nn.Module):
         self.train(was_training)
         uv, confidence = (torch.cat(parts) for parts in zip(*found, strict=True))
         return uv, confidence
-
-
-def to_input(images: Tensor) -> Tensor:
-    """Images (B, H, W, 3) uint8 as a detector takes them: (B, 3, H, W) in [-1, 1], in channels-last memory."""
-    return images.permute(0, 3, 1, 2).float().mul_(2.0 / 255.0).sub_(1.0)
 
 
 def peaks(maps: Tensor, grid_rows: CellGrid, grid_cols: CellGrid) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kp3d_rl.bootstrapping.detector import KeypointDetector, to_input
+from kp3d_rl.bootstrapping.detector import KeypointDetector
 from kp3d_rl.gradient_training import GradientTraining
+from kp3d_rl.networks import to_input
 from kp3d_rl.options import bounded, check_options
 
 
