@@ -167,9 +167,11 @@ def trained(data, **options):
 
 
 def test_the_views_of_one_object_tell_how_the_camera_turned():
-    data, weights = balls(), KeypointNetLossWeights(consistency=4.0, pose=1.0)
-    net, training = trained(data, steps=240, loss=weights)
-    assert rotation_errors(net, data).median() < 45, "from single images; guessing gives 95"
+    weights = KeypointNetLossWeights(consistency=2.0, pose=2.0, silhouette=0.2, variance=0.2)
+    data = balls()
+    net, training = trained(data, steps=240, learning_rate=0.03, loss=weights)
+    assert rotation_errors(net, data).median() < 30, "from single images; guessing gives 95"
+    assert rotation_errors(net, balls(seed=1)).median() < 50, "of other views, too"
     assert set(training.terms) == {"orientation", "consistency", "pose", "separation", "silhouette", "variance"}
     found, _ = net.detect(data.images[0])
     rig = data.rig(torch.zeros(24, dtype=torch.long), torch.arange(24).unsqueeze(1))
