@@ -18,6 +18,7 @@ from experiments.bootstrapping.folder import BootstrapRun
 from experiments.bootstrapping.presets import expanded
 from experiments.bootstrapping.rounds import film, run_round
 from experiments.options.cli import parse, run_main
+from experiments.runs.plain import resumed
 from experiments.training.building import choose_device, use_threads
 from experiments.training.gradient_steps import Stopped
 from experiments.training.recording import StopRequest
@@ -51,10 +52,8 @@ def open_run(argv: Sequence[str]) -> tuple[BootstrapRun, Studio]:
 
     :param argv: options of a new run, or ``--resume`` and a folder.
     """
-    if argv and argv[0].partition("=")[0] == "--resume":
-        path = argv[0].partition("=")[2] or (argv[1] if len(argv) == 2 else "")
-        if not path or len(argv) > 2:
-            raise UserError("--resume takes the folder of a run, and no other option: a run keeps those that it has")
+    path = resumed(argv)
+    if path is not None:
         run = BootstrapRun.open(path)
         return run, make_studio(run.config)
     config = parse(BootstrapConfig, expanded(argv))

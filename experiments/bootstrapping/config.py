@@ -105,6 +105,11 @@ class BootstrapConfig:
         return self.cameras if self.use is None else self.use
 
     @property
+    def home(self) -> str:
+        """Where such runs are, in ``runs``."""
+        return self.env
+
+    @property
     def label(self) -> str:
         """What is done, for the names of run folders."""
         return self.method

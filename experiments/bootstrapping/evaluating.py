@@ -17,7 +17,7 @@ from typing import Any
 from envs.errors import UserError
 from envs.scenes.footage import Footage
 from experiments.bootstrapping.filming import Subject, make_studio
-from experiments.bootstrapping.folder import BootstrapRun, is_bootstrap
+from experiments.bootstrapping.folder import BootstrapRun
 from experiments.bootstrapping.judging import judge_detector
 from experiments.bootstrapping.views import found_by_views
 from experiments.options.cli import parse, write_result
@@ -83,7 +83,7 @@ def compared(run: BootstrapRun) -> list[BootstrapRun]:
     """Runs beside this one that were made to be compared with it, by method."""
     found = []
     for path in sorted(run.path.parent.iterdir()):
-        if is_bootstrap(path) and path.resolve() != run.path.resolve():
+        if BootstrapRun.is_one(path) and path.resolve() != run.path.resolve():
             try:
                 other = BootstrapRun.open(path)
             except UserError as error:  # it may be of another version

@@ -15,8 +15,9 @@ from envs.errors import UserError
 from envs.scenes.footage import Footage
 from experiments.bootstrapping.config import BootstrapConfig
 from experiments.bootstrapping.filming import Studio, Subject, as_labelled, calibrated, to_rig, truth
-from experiments.bootstrapping.folder import CHOICE, LABELS, TRAINING, BootstrapRun, read_json
+from experiments.bootstrapping.folder import CHOICE, LABELS, TRAINING, BootstrapRun
 from experiments.bootstrapping.judging import Judgement, judge_detector, label_precision
+from experiments.runs.plain import read_json
 from experiments.training.building import choose_device
 from experiments.training.gradient_steps import Stopped, make_steps
 from experiments.training.progress import Progress

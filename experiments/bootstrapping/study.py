@@ -16,9 +16,10 @@ from typing import Any
 
 from envs.errors import UserError, unknown
 from experiments.bootstrapping.config import HAND
-from experiments.bootstrapping.folder import BootstrapRun, read_json
+from experiments.bootstrapping.folder import BootstrapRun
 from experiments.bootstrapping.views import COUNTS
 from experiments.runs.folder import ROOT, folder_name
+from experiments.runs.plain import read_json
 
 NAME = "bootstrapping"
 """Of the study, and of the files in ``docs``."""

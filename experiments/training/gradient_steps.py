@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 from envs.errors import UserError
+from experiments.runs.plain import read_tensors
 from experiments.training.progress import Progress
 from experiments.training.recording import StopRequest
 from kp3d_rl.gradient_training import GradientTraining
-from kp3d_rl.storage.files import TENSOR_LIMIT, DamagedError, parse_tensors, read_whole, write_tensors
+from kp3d_rl.storage.files import write_tensors
 
 SAVE_EVERY = 60.0
 """Seconds between savings."""
@@ -49,7 +50,7 @@ def take_up(training: GradientTraining, path: Path, what: str) -> None:
     :raises UserError: where the file is damaged.
     """
     try:
-        training.load_state(parse_tensors(read_whole(path, TENSOR_LIMIT), path.name))
-    except (DamagedError, ValueError) as error:
+        training.load_state(read_tensors(path))
+    except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; without it {what} begins anew") from None
     print(f"{what} goes on at step {training.step} of {training.steps}", flush=True)

@@ -365,7 +365,7 @@ def test_a_measured_rig_is_off_by_as_many_pixels_as_asked() -> None:
 def test_presets_are_valid_and_what_is_typed_counts_more(name: str, env: str) -> None:
     config = parse(BootstrapConfig, expanded(["--preset", name, "--env", env, "--rounds", "7"]))
     assert config.rounds == 7 and config.env == env
-    assert (config.frames < 50) == (name == "smoke")
+    assert (config.frames < 40) == (name == "smoke")
 
 
 # --- the effect -----------------------------------------------------------------------------------------------------
