@@ -2,17 +2,17 @@
 PYTHON := .venv/bin/python
 # Tests run in as many processes as there are cores, at most 8: each one holds a torch of its own.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
-TASK := $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(if $(SEED),--seed $(SEED)) $(if $(DEVICE),--device $(DEVICE))
+TASK := $(if $(ENV),--env $(ENV)) $(if $(CATEGORY),--category $(CATEGORY)) $(if $(RUN),--run $(RUN)) $(if $(SEED),--seed $(SEED)) $(if $(DEVICE),--device $(DEVICE))
 # MuJoCo's own renderer, which is measured beside ours, must be told its platform.
 GL := $(if $(filter Linux,$(shell uname -s)),MUJOCO_GL=$${MUJOCO_GL:-egl})
 PRESETS := $(if $(PRESET),--preset $(PRESET))
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tasks study train pretrain bootstrap evaluate export probe video bench profile soak preview doctor test test-all lint clean
+.PHONY: help setup tasks study train pretrain bootstrap keypointnet evaluate export probe video bench profile soak preview doctor test test-all lint clean
 
 help: ## list the targets and their options
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Options: ENV=reach-multiview (or any Gymnasium id with CAMERAS=file.yaml)  RUN=name  SEED=0  DEVICE=auto|cpu|cuda"
 	@echo "         PRESET=fast|paper  (of train and pretrain: sizes and steps for two cores, or those of the original)"
@@ -35,6 +35,10 @@ pretrain: setup ## the keypoints alone, in minutes: make pretrain ENV=reach-mult
 bootstrap: setup ## a keypoint detector that teaches itself by many cameras: make bootstrap; go on: make bootstrap RESUME=…
 	$(if $(and $(RESUME),$(ENV)$(RUN)$(SEED)$(DEVICE)$(PRESET)$(ARGS)),$(error RESUME goes on with the options that the run has: leave out all others))
 	@exec $(PYTHON) -m experiments.bootstrap $(if $(RESUME),--resume $(RESUME),$(TASK) $(PRESETS) $(ARGS))
+
+keypointnet: setup ## 3D keypoints of chairs, planes or cars from pairs of views: make keypointnet CATEGORY=chair; go on: RESUME=…
+	$(if $(and $(RESUME),$(CATEGORY)$(RUN)$(SEED)$(DEVICE)$(PRESET)$(ARGS)),$(error RESUME goes on with the options that the run has: leave out all others))
+	@exec $(PYTHON) -m experiments.keypointnet $(if $(RESUME),--resume $(RESUME),$(TASK) $(PRESETS) $(ARGS))
 
 evaluate: setup ## success and return of a run on fixed seeds: make evaluate ENV=… RUN=…
 	@exec $(PYTHON) -m experiments.evaluate $(TASK) $(ARGS)

@@ -17,11 +17,13 @@ from tqdm import tqdm
 
 from agents.finite import refuse_nonfinite_outputs
 from envs.errors import UserError
-from experiments.bootstrapping import evaluating
+from experiments.bootstrapping import evaluating as bootstrapping
 from experiments.bootstrapping.folder import asks_for_bootstrap
 from experiments.judging.ablations import Environments, conditions
 from experiments.judging.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, table
 from experiments.judging.outliers import check_outliers, rejecting_outliers
+from experiments.keypointnet import evaluating as keypointnet
+from experiments.keypointnet.folder import asks_for_keypointnet
 from experiments.options.cli import parse, run_main, write_result
 from experiments.provenance import origin
 from experiments.runs import Run
@@ -67,7 +69,9 @@ class EvaluateConfig:
 def main(argv: Sequence[str]) -> None:
     """Load, evaluate, print, write."""
     if asks_for_bootstrap(argv):
-        return evaluating.main(argv)
+        return bootstrapping.main(argv)
+    if asks_for_keypointnet(argv):
+        return keypointnet.main(argv)
     config = parse(EvaluateConfig, argv)
     run = Run.open(config.run, config.env)
     checkpoint = run.load(config.checkpoint)

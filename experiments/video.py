@@ -24,10 +24,12 @@ from tqdm import tqdm
 
 from agents.finite import refuse_nonfinite_outputs
 from agents.policies import keypoint_extractor
-from experiments.bootstrapping import videos
+from experiments.bootstrapping import videos as bootstrapping
 from experiments.bootstrapping.folder import asks_for_bootstrap
 from experiments.judging.evaluation import Observation, evaluation_seeds, stack
 from experiments.judging.outliers import check_outliers, rejecting_outliers
+from experiments.keypointnet import videos as keypointnet
+from experiments.keypointnet.folder import asks_for_keypointnet
 from experiments.mp4 import write_mp4
 from experiments.options.cli import parse, run_main
 from experiments.runs import Run
@@ -106,7 +108,9 @@ class Moment:
 def main(argv: Sequence[str]) -> None:
     """Load, play, draw, encode."""
     if asks_for_bootstrap(argv):
-        return videos.main(argv)
+        return bootstrapping.main(argv)
+    if asks_for_keypointnet(argv):
+        return keypointnet.main(argv)
     config = parse(VideoConfig, argv)
     run = Run.open(config.run, config.env)
     checkpoint = run.load(config.checkpoint)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from envs.errors import unknown
 from experiments.bootstrapping.config import HAND
-from experiments.options.presets import taken
+from experiments.options.presets import before_typed, taken
 
 _TASK = {
     "--cameras": "12",
@@ -69,5 +69,4 @@ def expanded(argv: Sequence[str]) -> list[str]:
     """
     rest, name = taken(argv, "--preset")
     found = preset_options("full" if name is None else name, taken(argv, "--env")[1] or HAND)
-    typed = {token.partition("=")[0].replace("_", "-") for token in rest}
-    return [*(part for option in found.items() if option[0] not in typed for part in option), *rest]
+    return before_typed(found, rest)

@@ -5,7 +5,7 @@ What it stands for is written into the run's ``config.yaml`` like any other opti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from envs import registry
 from envs.errors import UserError, unknown
@@ -108,6 +108,16 @@ def expanded(argv: Sequence[str], config_class: type[RunConfig]) -> list[str]:
     typed = {token.partition("=")[0].replace("_", "-") for token in rest}
     asked = {option: value for option, value in found.items() if option in valid and option not in typed}
     return [*(part for option in asked.items() for part in option if part is not None), *rest]
+
+
+def before_typed(found: Mapping[str, str], typed: Sequence[str]) -> list[str]:
+    """Options of a preset, except for those that are typed, and then these.
+
+    :param found: the preset's options and their values.
+    :param typed: arguments.
+    """
+    names = {token.partition("=")[0].replace("_", "-") for token in typed}
+    return [*(part for option in found.items() if option[0] not in names for part in option), *typed]
 
 
 def taken(argv: Sequence[str], option: str) -> tuple[list[str], str | None]:

@@ -20,20 +20,22 @@ class Stopped(Exception):
     """A signal asked to stop; what was done so far is on the disk."""
 
 
-def make_steps(training: GradientTraining, path: Path, what: str, stop: StopRequest) -> None:
-    """Make all steps that are left; what is needed to go on is saved now and then, and when a signal asks to stop.
+def make_steps(training: GradientTraining, path: Path, what: str, stop: StopRequest, until: int | None = None) -> None:
+    """Make the steps that are left; what is needed to go on is saved now and then, and when a signal asks to stop.
 
-    :param training: as it was begun; what was saved of it is taken up.
+    :param training: as it was begun; what was saved of it is taken up where it has made no step yet.
     :param path: of the file that it is saved in.
     :param what: is trained, for the progress line.
     :param stop: set by a signal.
+    :param until: step to stop at; None makes all.
     :raises Stopped: for a signal.
     :raises UserError: where the file is damaged.
     """
-    if path.is_file():
+    if path.is_file() and not training.step:
         take_up(training, path, what)
     show, saved = Progress(f"{what}, learning", "steps"), time.monotonic()
-    while not training.finished:
+    until = training.steps if until is None else min(until, training.steps)
+    while training.step < until:
         if stop or time.monotonic() - saved > SAVE_EVERY:
             write_tensors(path, training.state())
             saved = time.monotonic()
@@ -41,7 +43,7 @@ def make_steps(training: GradientTraining, path: Path, what: str, stop: StopRequ
             raise Stopped
         training.advance()
         show(training.step, training.steps, f"loss {training.loss:.3f}")
-    write_tensors(path, training.state())  # for as long as it takes to judge what was learnt
+    write_tensors(path, training.state())  # before what was learnt is judged, which takes a while
 
 
 def take_up(training: GradientTraining, path: Path, what: str) -> None:

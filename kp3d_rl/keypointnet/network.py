@@ -58,6 +58,10 @@ class FoundKeypoints:
     depth: Tensor
     heat: Tensor
 
+    def on(self, device: torch.device | str) -> FoundKeypoints:
+        """The same on a device."""
+        return FoundKeypoints(self.uv.to(device), self.depth.to(device), self.heat.to(device))
+
 
 class DilatedNetwork(nn.Module):
     """3 x 3 convolutions with growing dilations, which keep the resolution.

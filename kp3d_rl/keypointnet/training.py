@@ -138,6 +138,15 @@ class KeypointNetTraining(GradientTraining):
         weights = self.config.loss
         return sum(getattr(weights, name) * value if hasattr(weights, name) else value for name, value in terms.items())
 
+    def state(self) -> dict[str, Tensor]:
+        """See :meth:`GradientTraining.state`; the last terms come with it."""
+        return super().state() | {f"term.{name}": value for name, value in self.terms.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """See :meth:`GradientTraining.load_state`."""
+        super().load_state(state)
+        self.terms = {name.removeprefix("term."): value for name, value in state.items() if name.startswith("term.")}
+
     def _terms(self, objects: Tensor, views: Tensor) -> dict[str, Tensor]:
         """Loss terms of pairs (B,) and (B, 2)."""
         network, device = self.network, next(self.network.parameters()).device

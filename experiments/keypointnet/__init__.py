@@ -1,0 +1,1 @@
+"""KeypointNet's trainings: what is filmed, run folders, judging, videos."""

@@ -1,0 +1,105 @@
+"""Learn 3D keypoints of a category of objects: ``python -m experiments.keypointnet --category chair``.
+
+Films random objects and trains a network on pairs of their views (:mod:`kp3d_rl.keypointnet`). A run that was stopped
+or killed goes on with ``--resume``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from envs.errors import UserError
+from envs.renderers import make_renderer
+from experiments.keypointnet.config import KeypointNetRunConfig
+from experiments.keypointnet.filming import film_test, film_training
+from experiments.keypointnet.folder import KeypointNetRun
+from experiments.keypointnet.presets import expanded
+from experiments.options.cli import parse, run_main
+from experiments.runs.plain import resumed
+from experiments.training.building import choose_device, use_threads
+from experiments.training.gradient_steps import Stopped, make_steps, take_up
+from experiments.training.recording import StopRequest
+from kp3d_rl.keypointnet.metrics import judge_pairs
+from kp3d_rl.keypointnet.network import KeypointNet
+from kp3d_rl.keypointnet.training import KeypointNetTraining, ViewsOfObjects
+
+
+def main(argv: Sequence[str]) -> int:
+    """Open or make the run, film, then make what is left of its steps."""
+    run = open_run(argv)
+    use_threads(run.config.threads)
+    with run.locked(), StopRequest().listening() as stop:
+        try:
+            if not run.finished:
+                train(run, stop)
+        except Stopped:
+            print(f"stopped: {run.path}\nnext: make keypointnet RESUME={run.path}", file=sys.stderr)
+            return stop.exit_code
+        except OSError as error:
+            raise UserError(
+                f"{run.path} cannot be written to: {error.strerror or error}; make room, then go on with "
+                f"`make keypointnet RESUME={run.path}`"
+            ) from error
+    print(f"done: {run.path}\nnext: make evaluate RUN={run.path}   make video RUN={run.path}")
+    return 0
+
+
+def open_run(argv: Sequence[str]) -> KeypointNetRun:
+    """A new run, or the one that is to be gone on with.
+
+    :param argv: options of a new run, or ``--resume`` and a folder.
+    """
+    path = resumed(argv)
+    if path is not None:
+        return KeypointNetRun.open(path)
+    config = parse(KeypointNetRunConfig, expanded(argv))
+    choose_device(config.device)
+    return KeypointNetRun.create(config)
+
+
+def train(run: KeypointNetRun, stop: StopRequest) -> None:
+    """Film, then make what is left of the steps, with a judgement every so many.
+
+    :param run: locked.
+    :param stop: set by a signal.
+    """
+    config, device = run.config, choose_device(run.config.device)
+    every = config.evaluate_every or config.training.steps
+    seen = f"{config.shapes} objects in {config.views} views of {config.image_size} px"
+    print(f"{config.category}: {config.network.keypoints} keypoints from {seen}, {config.training.steps} steps of "
+          f"{config.training.batch_size} pairs, seed {config.seed}", flush=True)  # fmt: skip
+    renderer = make_renderer()
+    data, test = film_training(config, renderer), film_test(config, renderer)
+    renderer.close()
+    torch.manual_seed(config.seed)
+    network = KeypointNet(config.network).to(device)
+    training = KeypointNetTraining(network, data, config.training, config.seed)
+    if run.training_file.is_file():
+        take_up(training, run.training_file, config.label)
+        if training.step % every == 0 or training.finished:  # it may have been killed before it was judged
+            judge(run, training, test)
+    while not training.finished:
+        make_steps(training, run.training_file, config.label, stop, until=(training.step // every + 1) * every)
+        judge(run, training, test)
+    run.finish(network)
+
+
+def judge(run: KeypointNetRun, training: KeypointNetTraining, test: ViewsOfObjects) -> None:
+    """Judge by objects that are not trained on, say what came of it and write it down.
+
+    :param run: whose training it is.
+    :param training: at the step to be judged.
+    :param test: the objects.
+    """
+    found = judge_pairs(training.network, test).summary()  # type: ignore[arg-type]
+    terms = {f"loss_{name}": float(value) for name, value in training.terms.items()}
+    run.add({"step": training.step, "minutes": training.seconds / 60, "loss": training.loss} | found | terms)
+    print(f"step {training.step}: median {found['median_angle']:.1f}°, {100 * found['flipped']:.1f} % over 90°, views "
+          f"{found['apart']:.3f} apart, facing right {100 * found['facing']:.1f} %", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_main(main)
