@@ -16,7 +16,7 @@ from envs.scenes.motion import FACING, TILT, draw_path, draw_things
 from envs.visual_model import VisualModel
 
 DISTANCE = 0.75
-FOVY = 19.0
+FOVY = 20.0
 HEIGHTS = (-0.6, 0.85)
 """Sines of the elevations of the lowest and the highest camera."""
 AROUND = np.radians(80.0)
@@ -100,7 +100,7 @@ def record_hand(
 
 
 def label_hands(
-    count: int, pixels: int, seed: int, renderer: Renderer, cone: float = 50.0, looks: int = 100
+    count: int, pixels: int, seed: int, renderer: Renderer, cone: float = 45.0, looks: int = 100
 ) -> Footage:
     """Single images of a hand that nothing hides, from a cone of views about the palm's normal.
 
@@ -134,7 +134,7 @@ def _face(hand: Hand, rng: np.random.Generator, cone: float) -> None:
     away = cone * np.sqrt(rng.random())  # about evenly over the cone
     tilt = Rotation.from_rotvec(away * _unit(np.array([0.0, *rng.normal(size=2)])))
     roll = Rotation.from_rotvec([rng.normal(0, TILT), 0, 0])
-    hand.pose(joints, (tilt * roll).as_matrix() @ FACING, rng.uniform(-0.02, 0.02, 3))
+    hand.pose(joints, (tilt * roll).as_matrix() @ FACING, rng.uniform(-0.015, 0.015, 3))
 
 
 def _farthest_first(places: np.ndarray) -> list[int]:

@@ -37,8 +37,8 @@ BONES = tuple(
     (0 if joint == 0 else 4 * finger + joint, 4 * finger + joint + 1) for finger in range(5) for joint in range(4)
 )
 """The 20 pairs of keypoints whose distance hardly changes, from wrist to tips."""
-CENTRE = np.array([0.0, -0.01, 0.10])
-"""About the middle of the hand, in the palm's frame, metres."""
+CENTRE = np.array([0.02, -0.01, 0.08])
+"""About the middle between wrist, thumb and fingertips, in the palm's frame, metres."""
 PALM_NORMAL = np.array([0.0, -1.0, 0.0])
 """Where the palm looks to, in its own frame: fingers curl that way."""
 

@@ -19,6 +19,7 @@ TILT = 0.3
 """Radians by which the fingers lean from the vertical, as a standard deviation along each axis."""
 _CURL = {"thumb": ("THJ0", "THJ1", "THJ3"), "index": "FFJ", "middle": "MFJ", "ring": "RFJ", "little": "LFJ"}
 _CLOSING_STEPS = 20
+_HELD = np.array([0.0, -0.01, 0.10])  # over which place of the palm a thing is held, in its frame
 _SHAPES = ("box", "sphere", "cylinder", "capsule", "ellipsoid")
 
 
@@ -61,7 +62,7 @@ def draw_path(hand: Hand, frames: int, rng: np.random.Generator, grasps: bool) -
     """
     seconds = frames / FRAMES_PER_SECOND
     rotations = _rotations(frames, seconds, rng)
-    centres = _smooth(rng.uniform(-0.025, 0.025, (_knots(seconds, 1.0), 3)), frames)
+    centres = _smooth(rng.uniform(-0.015, 0.015, (_knots(seconds, 1.0), 3)), frames)
     joints = _joints(hand, frames, seconds, rng)
     things = np.zeros((frames, len(hand.things), 7))
     for number in range(len(hand.things)):
@@ -123,7 +124,7 @@ def _grasp(
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Fingers that close round the first thing and stay, and where that is in the palm's frame (rotation, position)."""
     turn = Rotation.random(random_state=rng).as_matrix()
-    position = CENTRE + (0.012 + rng.uniform(0.03, 0.045)) * PALM_NORMAL + rng.uniform(-0.01, 0.01, 3)
+    position = _HELD + (0.012 + rng.uniform(0.03, 0.045)) * PALM_NORMAL + rng.uniform(-0.01, 0.01, 3)
     open_pose = np.clip(np.zeros(len(hand.joints)), *hand.limits.T)
     opposed = hand.joint_names.index("THJ4")
     open_pose[opposed] = rng.uniform(0.5, 0.9) * hand.limits[opposed, 1]
