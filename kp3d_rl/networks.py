@@ -94,6 +94,14 @@ class Conv2d(nn.Conv2d):
         return super()._conv_forward(images, weight.contiguous(memory_format=torch.channels_last), bias)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation in float32 whatever comes in: on a CPU the kernel for bfloat16 was measured 7 times slower."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) to the same, float32."""
+        return super().forward(features.float())
+
+
 class ConvTranspose2d(nn.ConvTranspose2d):
     """A transposed convolution to a given size, weights in channels-last order as in :class:`Conv2d`.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kp3d_rl.heatmaps import CellGrid, gaussian_maps
-from kp3d_rl.networks import Conv2d, Layer, Precision, convolve_in, to_input
+from kp3d_rl.networks import Conv2d, GroupNorm, Layer, Precision, convolve_in, to_input
 from kp3d_rl.options import bounded, check_options
 
 STEM: tuple[Layer, ...] = ((4, 2, 1), (4, 2, 1))
@@ -188,7 +188,7 @@ class Residual(nn.Module):
 
 def _convolution(channels: int, filters: int, kernel: int, stride: int, padding: int) -> nn.Sequential:
     return nn.Sequential(
-        Conv2d(channels, filters, kernel, stride, padding, bias=False), nn.GroupNorm(_GROUPS, filters), nn.ReLU()
+        Conv2d(channels, filters, kernel, stride, padding, bias=False), GroupNorm(_GROUPS, filters), nn.ReLU()
     )
 
 

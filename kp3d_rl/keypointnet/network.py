@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kp3d_rl.heatmaps import CellGrid, expected_value, soft_argmax, softmax2d
-from kp3d_rl.networks import Conv2d, Layer, Precision, convolve_in, to_input
+from kp3d_rl.networks import Conv2d, GroupNorm, Layer, Precision, convolve_in, to_input
 from kp3d_rl.options import OptionError, bounded, check_options
 
 STEMS: dict[int, tuple[Layer, ...]] = {1: ((3, 1, 1),), 2: ((4, 2, 1),), 4: ((4, 2, 1), (4, 2, 1))}
@@ -170,4 +170,4 @@ class KeypointNet(nn.Module):
 
 def _block(channels: int, filters: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> nn.Sequential:
     convolution = Conv2d(channels, filters, kernel, stride, padding, dilation=dilation, bias=False)
-    return nn.Sequential(convolution, nn.GroupNorm(_GROUPS, filters), nn.LeakyReLU(_SLOPE))
+    return nn.Sequential(convolution, GroupNorm(_GROUPS, filters), nn.LeakyReLU(_SLOPE))
