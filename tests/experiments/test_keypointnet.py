@@ -97,7 +97,11 @@ def test_evaluation_judges_other_objects_and_draws_them(
 
 
 def test_the_video_shows_objects_turning(workplace: Path, finished: KeypointNetRun) -> None:
-    run_in(workplace, video.main, ["--category", "chair", "--run", "finished", "--objects", "2", "--size", "64", "--fps", "2"])
+    run_in(
+        workplace,
+        video.main,
+        ["--category", "chair", "--run", "finished", "--objects", "2", "--size", "64", "--fps", "2"],
+    )
     frames = iio.imread(finished.path / "videos/objects-seed0.mp4")
     assert len(frames) == 12 and frames.shape[2] >= 2 * 64
     assert np.abs(frames[0].astype(int) - frames[6]).mean() > 1
