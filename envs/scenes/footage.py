@@ -77,7 +77,7 @@ def record_hand(
     """A hand that moves, in a room of its own, among things; half of the seeds let it grasp one.
 
     :param cameras: that see it.
-    :param frames: T, 30 a second.
+    :param frames: T, 10 a second.
     :param pixels: height and width of the images.
     :param seed: of motion, things and looks.
     :param renderer: draws it.

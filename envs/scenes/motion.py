@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from envs.scenes.hand import CENTRE, FINGERS, PALM_NORMAL, Hand, ThingSpec
 
-FRAMES_PER_SECOND = 30
+FRAMES_PER_SECOND = 10
 FACING = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
 """Of a palm that looks along the world's x axis, fingers up."""
 HEADING = 0.9
@@ -56,7 +56,7 @@ def draw_path(hand: Hand, frames: int, rng: np.random.Generator, grasps: bool) -
     """A smooth path of hand and things.
 
     :param hand: whose joints it is for; it is left in some pose.
-    :param frames: T, at 30 a second.
+    :param frames: T, at 10 a second.
     :param rng: what to draw from.
     :param grasps: whether it closes round its first thing and holds it.
     """

@@ -45,7 +45,7 @@ class KeypointNetRunConfig:
     test_shapes: int = bounded(100, least=1, most=100_000)
     views: int = bounded(12, least=2, most=1000)
     evaluate_every: int = bounded(500, least=0, most=10_000_000)
-    network: KeypointNetConfig = field(default_factory=lambda: KeypointNetConfig(width=48, stride=4))
+    network: KeypointNetConfig = field(default_factory=lambda: KeypointNetConfig(width=32, stride=4))
     training: KeypointNetTrainingConfig = field(
         default_factory=lambda: KeypointNetTrainingConfig(
             loss=KeypointNetLossWeights(consistency=2.0, pose=2.0, silhouette=0.2, variance=0.2)
