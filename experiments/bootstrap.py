@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Sequence
 
 from envs.errors import UserError
@@ -20,7 +19,7 @@ from experiments.bootstrapping.rounds import film, run_round
 from experiments.options.cli import parse, run_main
 from experiments.runs.plain import resumed
 from experiments.training.building import choose_device, use_threads
-from experiments.training.gradient_steps import Stopped
+from experiments.training.gradient_steps import carry_out
 from experiments.training.recording import StopRequest
 from kp3d_rl.bootstrapping.detector import KeypointDetector
 
@@ -32,19 +31,8 @@ def main(argv: Sequence[str]) -> int:
     """Open or make the run, film, then do what is left of its rounds."""
     run, studio = open_run(argv)
     use_threads(run.config.threads)
-    with contextlib.closing(studio), run.locked(), StopRequest().listening() as stop:
-        try:
-            do_rounds(run, studio, stop)
-        except Stopped:
-            print(f"stopped: {run.path}\nnext: make bootstrap RESUME={run.path}", file=sys.stderr)
-            return stop.exit_code
-        except OSError as error:
-            raise UserError(
-                f"{run.path} cannot be written to: {error.strerror or error}; make room, then go on with "
-                f"`make bootstrap RESUME={run.path}`"
-            ) from error
-    print(f"done: {run.path}\nnext: make evaluate RUN={run.path}   make video RUN={run.path}")
-    return 0
+    with contextlib.closing(studio):
+        return carry_out(run, lambda stop: do_rounds(run, studio, stop))
 
 
 def open_run(argv: Sequence[str]) -> tuple[BootstrapRun, Studio]:

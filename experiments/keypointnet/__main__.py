@@ -6,12 +6,10 @@ or killed goes on with ``--resume``.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import torch
 
-from envs.errors import UserError
 from envs.renderers import make_renderer
 from experiments.keypointnet.config import KeypointNetRunConfig
 from experiments.keypointnet.filming import film_test, film_training
@@ -20,7 +18,7 @@ from experiments.keypointnet.presets import expanded
 from experiments.options.cli import parse, run_main
 from experiments.runs.plain import resumed
 from experiments.training.building import choose_device, use_threads
-from experiments.training.gradient_steps import Stopped, make_steps, take_up
+from experiments.training.gradient_steps import carry_out, make_steps, take_up
 from experiments.training.recording import StopRequest
 from kp3d_rl.keypointnet.metrics import judge_pairs
 from kp3d_rl.keypointnet.network import KeypointNet
@@ -31,20 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """Open or make the run, film, then make what is left of its steps."""
     run = open_run(argv)
     use_threads(run.config.threads)
-    with run.locked(), StopRequest().listening() as stop:
-        try:
-            if not run.finished:
-                train(run, stop)
-        except Stopped:
-            print(f"stopped: {run.path}\nnext: make keypointnet RESUME={run.path}", file=sys.stderr)
-            return stop.exit_code
-        except OSError as error:
-            raise UserError(
-                f"{run.path} cannot be written to: {error.strerror or error}; make room, then go on with "
-                f"`make keypointnet RESUME={run.path}`"
-            ) from error
-    print(f"done: {run.path}\nnext: make evaluate RUN={run.path}   make video RUN={run.path}")
-    return 0
+    return carry_out(run, lambda stop: None if run.finished else train(run, stop))
 
 
 def open_run(argv: Sequence[str]) -> KeypointNetRun:

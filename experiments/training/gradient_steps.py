@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from envs.errors import UserError
-from experiments.runs.plain import read_tensors
+from experiments.runs.plain import PlainRun, read_tensors
 from experiments.training.progress import Progress
 from experiments.training.recording import StopRequest
 from kp3d_rl.gradient_training import GradientTraining
@@ -18,6 +20,28 @@ SAVE_EVERY = 60.0
 
 class Stopped(Exception):
     """A signal asked to stop; what was done so far is on the disk."""
+
+
+def carry_out(run: PlainRun, work: Callable[[StopRequest], None]) -> int:
+    """Do a run's work while nobody else does, and say how to go on where it was stopped.
+
+    :param run: whose work it is.
+    :param work: is given what a signal sets.
+    :return: the program's exit code.
+    :raises UserError: where the run cannot be written to.
+    """
+    again = f"make {run.PROGRAM} RESUME={run.path}"
+    with run.locked(), StopRequest().listening() as stop:
+        try:
+            work(stop)
+        except Stopped:
+            print(f"stopped: {run.path}\nnext: {again}", file=sys.stderr)
+            return stop.exit_code
+        except OSError as error:
+            problem = f"{run.path} cannot be written to: {error.strerror or error}"
+            raise UserError(f"{problem}; make room, then go on with `{again}`") from error
+    print(f"done: {run.path}\nnext: make evaluate RUN={run.path}   make video RUN={run.path}")
+    return 0
 
 
 def make_steps(training: GradientTraining, path: Path, what: str, stop: StopRequest, until: int | None = None) -> None:

@@ -24,6 +24,7 @@ from experiments.bootstrapping.presets import PRESETS, expanded
 from experiments.bootstrapping.rounds import choose, film, run_round
 from experiments.options.cli import parse
 from experiments.runs import Run
+from experiments.training import gradient_steps
 from experiments.training.recording import StopRequest
 from kp3d_rl.bootstrapping.detector import DetectorConfig
 from kp3d_rl.bootstrapping.metrics import area_under_curve, box_sizes, pck
@@ -109,7 +110,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
         steps: list[int] = []
         limit = 1_000_000
         monkeypatch.setattr(rounds.DetectorTraining, "advance", counted)
-    monkeypatch.setattr(bootstrap, "StopRequest", Stop)
+    monkeypatch.setattr(gradient_steps, "StopRequest", Stop)
     assert start(workplace, "--run", name) == 143
     monkeypatch.undo()
     path = workplace / "runs/hand" / name
