@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from experiments import tasks
+from experiments import task_table
 from experiments.bench import tables
 from experiments.bootstrapping import study_report as bootstrapping
-from experiments.provenance import origin
 from experiments.soak import tables as soak_tables
 from experiments.studies import report
 
-TABLES = report.TABLES | tables.TABLES | soak_tables.TABLES | tasks.TABLES | bootstrapping.TABLES
+TABLES = report.TABLES | tables.TABLES | soak_tables.TABLES | task_table.TABLES | bootstrapping.TABLES
 """Kinds of tables that a page may ask for."""
-
-
-def record(path: Path, rows: Sequence[dict[str, Any]], same: Sequence[str] = ("section",)) -> list[dict[str, Any]]:
-    """Write rows, with commit and machine, in place of earlier ones of the same kind; others stay as they were.
-
-    :param path: of the JSON file; its name is the study's.
-    :param rows: what was measured.
-    :param same: entries in which two rows of a kind agree.
-    :return: all rows that are in the file now.
-    """
-    measured = {tuple(row[name] for name in same) for row in rows}
-    before = json.loads(path.read_text())["runs"] if path.is_file() else []
-    made = origin()
-    kept = [row for row in before if tuple(row[name] for name in same) not in measured]
-    records = [*kept, *({**row, **made} for row in rows)]
-    path.write_text(json.dumps({"study": path.stem, "runs": records}, indent=1) + "\n")
-    return records
 
 
 def fill_pages(docs: Path) -> None:

@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,14 +20,13 @@ from envs.errors import UserError
 from envs.visual_model import with_children
 from experiments.judging.evaluation import evaluation_seeds
 from experiments.options.cli import parse, run_main
+from experiments.pages import fill_pages
+from experiments.records import record
+from experiments.task_table import STARTS, Row
 
-STARTS = 50
-"""Starts that are looked at: of a task with configurations, each of them once."""
 PIXELS = 64
 LEAST_PIXELS = 4
 """Of a thing in a view of 64 px, from which on the camera counts as one that sees it."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,6 @@ class TasksConfig:
 
 def main(argv: Sequence[str]) -> None:
     """Look at each task, play its script, then write what was found."""
-    from experiments.pages import fill_pages, record  # which has the tables of all studies, this one's too
-
     config = parse(TasksConfig, argv)
     config.docs.mkdir(parents=True, exist_ok=True)
     command = f'make tasks ARGS="{shlex.join(argv)}"' if argv else "make tasks"
@@ -144,32 +140,6 @@ def _play(env: gym.Env) -> list[bool]:
         over = terminated or truncated
     return solved
 
-
-def table(records: Sequence[Row]) -> list[str]:
-    """Tasks, one row each: what each camera sees, of 50 starts, and what the script solves.
-
-    :param records: as ``docs/tasks.json`` has them.
-    """
-    heading = ("environment", f"its own cameras see, of {STARTS} starts", "the paper's cameras", "script: once, at end")
-    lines = [f"| {' | '.join(heading)} |", "|---|---|---|---|"]
-    for row in sorted(records, key=lambda row: (row["env"].startswith("metaworld-"), row["env"])):
-        own, others = (_views(row.get(name)) for name in ("seen", "seen_by_others"))
-        script = f"{row['success_once']}, {row['success_at_end']} of {row['episodes']}" if "episodes" in row else "-"
-        lines.append(f"| {row['env']} | {own} | {others} | {script} |")
-    return lines
-
-
-def _views(seen: dict[str, dict[str, int]] | None) -> str:
-    if seen is None:
-        return "-"
-    parts = []
-    for thing, views in seen.items():
-        counts = ", ".join(str(count) for count in views.values())
-        parts.append(f"{thing} {counts}" if len(set(views.values())) > 1 else f"{thing} {counts.split(',')[0]} each")
-    return "; ".join(parts)
-
-
-TABLES = {"tasks": table}
 
 if __name__ == "__main__":
     run_main(main)

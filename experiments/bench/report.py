@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.tables import TABLES, memory_curves
-from experiments.pages import fill_pages, record
+from experiments.pages import fill_pages
+from experiments.records import record
 
 Rows = Sequence[dict[str, Any]]
 

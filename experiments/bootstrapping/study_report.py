@@ -11,6 +11,7 @@ import numpy as np
 from envs.errors import UserError
 from experiments.bootstrapping.evaluating import views_table
 from experiments.bootstrapping.study import MEMBERS, NAME, Job, rows_of
+from experiments.records import record
 from experiments.runs.folder import ROOT
 
 Rows = Sequence[dict[str, Any]]
@@ -25,8 +26,6 @@ def write_report(docs: Path, jobs: Sequence[Job]) -> None:
     :param jobs: runs that are judged.
     :raises UserError: where there are none.
     """
-    from experiments.pages import record  # it asks this module for its tables
-
     if not jobs:
         raise UserError(f"no run of study '{NAME}' is finished yet in {ROOT}")
     docs.mkdir(exist_ok=True)

@@ -17,7 +17,8 @@ from typing import Any
 
 from envs.errors import unknown
 from experiments.options.cli import parse, run_main
-from experiments.pages import fill_pages, record
+from experiments.pages import fill_pages
+from experiments.records import record
 from experiments.soak.damage import damage
 from experiments.soak.endurance import endurance
 from experiments.soak.kills import TRAININGS, differences, kill_again_and_again, train

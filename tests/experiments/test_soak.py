@@ -21,7 +21,8 @@ from safetensors.torch import save as to_safetensors
 
 from envs.errors import UserError
 from experiments import resume, train
-from experiments.pages import TABLES, record
+from experiments.pages import TABLES
+from experiments.records import record
 from experiments.runs import Checkpoints, Run
 from experiments.soak import damage as soak_damage
 from experiments.soak import kills, recorder

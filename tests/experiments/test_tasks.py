@@ -11,7 +11,8 @@ import pytest
 
 from envs.errors import UserError
 from experiments import tasks, train
-from experiments.tasks import LEAST_PIXELS, STARTS, chosen, scripted_success, seen_at_reset, table
+from experiments.task_table import STARTS, table
+from experiments.tasks import LEAST_PIXELS, chosen, scripted_success, seen_at_reset
 from tests.experiments.conftest import TINY, run_in
 from tests.tasks import EIGHT, METAWORLD, OWN
 
