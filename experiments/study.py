@@ -16,15 +16,24 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from envs.errors import UserError, unknown
 from experiments.bootstrapping import study as bootstrapping
 from experiments.bootstrapping import study_report as bootstrapping_report
+from experiments.keypointnet import study as keypointnet
+from experiments.keypointnet import study_report as keypointnet_report
 from experiments.options.cli import parse, run_main
 from experiments.pages import fill_pages
 from experiments.runs import ROOT, folder_name
 from experiments.studies.conditions import AUTOENCODER_SEEDS, STUDIES, Condition
 from experiments.studies.report import recorded, write_report
+
+PLAIN: dict[str, tuple[Any, Any]] = {
+    bootstrapping.NAME: (bootstrapping, bootstrapping_report),
+    keypointnet.NAME: (keypointnet, keypointnet_report),
+}
+"""Studies of what has no policy: what runs them, and what reports."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +114,8 @@ class Job:
 def main(argv: Sequence[str]) -> None:
     """Run what is missing, then report."""
     config = parse(StudyConfig, argv)
-    if config.name == bootstrapping.NAME:
-        study_bootstrapping(config)
+    if config.name in PLAIN:
+        study_plain(config)
     else:
         study_conditions(config)
     fill_pages(config.docs)
@@ -127,11 +136,12 @@ def study_conditions(config: StudyConfig) -> None:
     write_report(config.docs, config.name, finished)
 
 
-def study_bootstrapping(config: StudyConfig) -> None:
-    """Detectors that teach themselves against others (:mod:`experiments.bootstrapping.study`)."""
+def study_plain(config: StudyConfig) -> None:
+    """Runs without a policy against each other."""
+    study, report = PLAIN[config.name]
     if not config.report:
-        bootstrapping.run_study(names(config), config.seeds, config.jobs)
-    bootstrapping_report.write_report(config.docs, bootstrapping.judged_jobs())
+        study.run_study(names(config), config.seeds, config.jobs)
+    report.write_report(config.docs, study.judged_jobs())
 
 
 def names(config: StudyConfig) -> list[str] | None:
@@ -162,7 +172,7 @@ def chosen(config: StudyConfig) -> list[Job]:
     :raises UserError: for an unknown study or condition.
     """
     if config.name not in STUDIES:
-        raise unknown("study", config.name, (*STUDIES, bootstrapping.NAME))
+        raise unknown("study", config.name, (*STUDIES, *PLAIN))
     study = STUDIES[config.name]
     conditions = {condition.name: condition for condition in study.conditions}
     asked = names(config) or list(conditions)

@@ -6,39 +6,22 @@ a block that no run is judged by while it learns.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.errors import UserError, unknown
 from experiments.bootstrapping.config import HAND
 from experiments.bootstrapping.folder import BootstrapRun
 from experiments.bootstrapping.views import COUNTS
 from experiments.runs.folder import ROOT, folder_name
 from experiments.runs.plain import read_json
+from experiments.studies.plain import Member, asked_for, carried_out, do_all
 
 NAME = "bootstrapping"
 """Of the study, and of the files in ``docs``."""
 TEST_BLOCK = 1
 """Block of test sequences; runs are judged by block 0 while they learn."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One of the ways to make labels.
-
-    :param name: as tables have it.
-    :param arguments: that differ from those of the first one.
-    :param seeds: how many.
-    """
-
-    name: str
-    arguments: str
-    seeds: int = 3
 
 
 MEMBERS = (
@@ -66,7 +49,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return ROOT / folder_name(HAND) / f"study-{self.member.name.replace(' ', '-')}-{self.seed}"
+        return ROOT / folder_name(HAND) / self.member.folder_name(self.seed)
 
     @property
     def options(self) -> list[str]:
@@ -103,20 +86,10 @@ def run_study(only: Sequence[str] | None, seeds: int, jobs: int) -> None:
     :param jobs: runs at a time.
     :raises UserError: for an unknown member, or if a program failed, when all others are done.
     """
-    names = {member.name: member for member in MEMBERS}
-    for name in only or ():
-        if name not in names:
-            raise unknown(f"condition of study '{NAME}'", name, names)
-    members = [names[name] for name in only] if only else list(MEMBERS)
-    asked = [Job(member, seed) for member in members for seed in range(min(member.seeds, seeds or member.seeds))]
+    asked = [Job(*one) for one in asked_for(NAME, MEMBERS, only, seeds)]
     leaders = list(dict.fromkeys(job.leader for job in asked))
-    failed: list[str] = []
-    with ThreadPoolExecutor(jobs) as pool:
-        for stage in (leaders, [job for job in asked if job not in leaders]):
-            failed += [name for name in pool.map(perform, stage) if name]
-        failed += [name for name in pool.map(judge, leaders) if name]
-    if failed:
-        raise UserError(f"{len(failed)} runs failed, the first is {failed[0]}: see {failed[0]}.log")
+    others = [job for job in asked if job not in leaders]
+    do_all([(perform, leaders), (perform, others), (judge, leaders)], jobs)
 
 
 def judged_jobs() -> list[Job]:
@@ -130,10 +103,7 @@ def perform(job: Job) -> str | None:
 
     :return: its folder if that failed.
     """
-    if job.finished:
-        return None
-    print(f"{job.folder.name}: bootstrap", flush=True)
-    return None if _logged(job, job.command()) else str(job.folder)
+    return None if job.finished else carried_out(job.folder, job.command())
 
 
 def judge(leader: Job) -> str | None:
@@ -144,9 +114,8 @@ def judge(leader: Job) -> str | None:
     beside = [job for job in (Job(member, leader.seed) for member in MEMBERS) if job.finished]
     if leader not in beside or all(job.judged for job in beside):
         return None
-    print(f"{leader.folder.name}: evaluate", flush=True)
     command = ["experiments.evaluate", "--run", str(leader.folder), "--seed", str(TEST_BLOCK)]
-    return None if _logged(leader, command) else str(leader.folder)
+    return carried_out(leader.folder, command)
 
 
 def rows_of(jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -165,13 +134,3 @@ def rows_of(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         if job == job.leader:
             found += [{"section": "views", "round": row["cameras"]} | about | row for row in evaluation["views"]]
     return found
-
-
-def _logged(job: Job, command: Sequence[str]) -> bool:
-    """Whether a program did its work; what it prints goes to a log beside the run folder."""
-    log = job.folder.with_name(f"{job.folder.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as output:
-        return (
-            subprocess.run([sys.executable, "-m", *command], stdout=output, stderr=output, check=False).returncode == 0
-        )

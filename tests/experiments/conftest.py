@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from envs.errors import UserError
 from experiments import pretrain, train
 from experiments.runs import Run
+from experiments.studies import plain
 
 TINY = (
     "--total-steps 160 --image-size 32 --ppo.envs 2 --ppo.steps 32 --ppo.batch-size 32 --ppo.epochs 1 --ppo.hidden 16 "
@@ -38,6 +44,29 @@ def run_in(folder: Path, main, arguments: list[str]) -> int | None:
         return main(arguments)
     finally:
         os.chdir(before)
+
+
+def run_in_this_process(monkeypatch: pytest.MonkeyPatch, programs: dict[str, Callable]) -> list[list[str]]:
+    """Let studies call programs instead of starting processes.
+
+    :param programs: by module.
+    :return: a list to which each program's module and arguments are added.
+    """
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        ran.append(command[2:])
+        try:
+            programs[command[2]](command[3:])
+        except UserError as error:
+            print(error)
+            return subprocess.CompletedProcess(command, 2)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(plain, "subprocess", SimpleNamespace(run=run))
+    serial = contextlib.nullcontext(SimpleNamespace(map=map))  # signals are listened to in the main thread only
+    monkeypatch.setattr(plain, "ThreadPoolExecutor", lambda _: serial)
+    return ran
 
 
 @pytest.fixture(scope="session")

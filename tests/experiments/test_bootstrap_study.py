@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -18,16 +15,16 @@ from envs.cameras import CameraRig
 from envs.errors import UserError
 from envs.scenes.footage import Footage
 from experiments import bootstrap, evaluate, pages, study
-from experiments.bootstrapping import study as bootstrapping
 from experiments.bootstrapping.config import BootstrapConfig
 from experiments.bootstrapping.filming import truth
 from experiments.bootstrapping.presets import expanded
-from experiments.bootstrapping.study import MEMBERS, Job, Member
+from experiments.bootstrapping.study import MEMBERS, Job
 from experiments.bootstrapping.study_report import gain_by_cameras
 from experiments.bootstrapping.views import COUNTS, found_by_views
 from experiments.options.cli import parse
+from experiments.studies.plain import Member
 from kp3d_rl.triangulation import RansacConfig
-from tests.experiments.conftest import run_in
+from tests.experiments.conftest import run_in, run_in_this_process
 from tests.experiments.test_bootstrap import TINY
 from tests.kp3d_rl.rigs import ring
 
@@ -51,22 +48,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     members = (Member("bootstrapping", OPTIONS, seeds=2), Member("oracle", f"{OPTIONS} --method oracle", seeds=1))
     for module in ("study", "study_report"):
         monkeypatch.setattr(f"experiments.bootstrapping.{module}.MEMBERS", members)
-    ran: list[list[str]] = []
+    programs = {"experiments.bootstrap": bootstrap.main, "experiments.evaluate": evaluate_briefly}
+    return run_in_this_process(monkeypatch, programs)
 
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
-        ran.append(command[2:])
-        program = {"experiments.bootstrap": bootstrap.main, "experiments.evaluate": evaluate.main}[command[2]]
-        short = ["--sequences", "1"] if program is evaluate.main else []
-        try:
-            program([*command[3:], *short])
-        except UserError:
-            return subprocess.CompletedProcess(command, 2)
-        return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(bootstrapping, "subprocess", SimpleNamespace(run=run))
-    serial = contextlib.nullcontext(SimpleNamespace(map=map))  # signals are listened to in the main thread only
-    monkeypatch.setattr(bootstrapping, "ThreadPoolExecutor", lambda _: serial)
-    return ran
+def evaluate_briefly(arguments: list[str]) -> None:
+    evaluate.main([*arguments, "--sequences", "1"])
 
 
 def test_a_study_runs_what_is_missing_and_writes_tables_and_a_picture(tiny: list[list[str]], tmp_path: Path) -> None:
