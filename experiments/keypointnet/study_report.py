@@ -85,7 +85,8 @@ def draw(rows: Rows, path: Path) -> None:
                 label = "_"  # once in the legend
         axes.set(title=category, xlabel="steps", yscale="log")
         axes.grid(alpha=0.3, which="both")
-        axes.legend(frameon=False, fontsize="small")
+        if axes.lines:
+            axes.legend(frameon=False, fontsize="small")
     figure.axes[0].set_ylabel("median rotation error, unseen objects, °")
     figure.savefig(path, dpi=110)
 

@@ -87,7 +87,7 @@ class KeypointNetTrainingConfig:
     :param loss: what each term counts for.
     """
 
-    steps: int = bounded(4000, least=1, most=10_000_000)
+    steps: int = bounded(2500, least=1, most=10_000_000)
     batch_size: int = bounded(64, least=1, most=65_536)
     accumulate: int = bounded(1, least=1, most=65_536)
     learning_rate: float = bounded(0.02, above=0, most=1)
