@@ -68,7 +68,7 @@ install_project() {
     say "installing the project and what it needs (minutes the first time, most of them for torch)"
     # The warp renderer is always there: training must not stop where OpenGL is missing, and the tests compare the two;
     # so are TQC, small as it is, Meta-World, whose scenes the benchmark and the tests look at, and the hand.
-    $PY -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test,warp,contrib,metaworld,hand]" ||
+    $PY -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test,warp,contrib,metaworld,hand,meshes]" ||
         die "pip could not install the project: see its message above, then run make again"
 }
 

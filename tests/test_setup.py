@@ -351,7 +351,7 @@ def test_setup_without_opengl_says_what_to_type_and_goes_on(checkout):
     done = checkout.setup(OPENGL_EXIT="1")
     assert done.returncode == 0 and checkout.stamped
     assert "sudo apt-get install libegl1" in done.stderr and "MuJoCo Warp" in done.stderr
-    extras = "[test,warp,contrib,metaworld,hand]"
+    extras = "[test,warp,contrib,metaworld,hand,meshes]"
     assert extras in checkout.log.read_text(), "the renderer that needs no OpenGL is installed"
 
 

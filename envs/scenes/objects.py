@@ -83,15 +83,7 @@ class ObjectSpec:
 
     def to_mjcf(self) -> mujoco.MjSpec:
         """The object on its own in the dark, with a light from above."""
-        spec = mujoco.MjSpec()
-        spec.visual.headlight.ambient = [0.35] * 3
-        spec.visual.headlight.diffuse = [0.25] * 3
-        spec.visual.headlight.specular = [0.0] * 3
-        spec.visual.map.znear, spec.visual.map.zfar = 0.1, 100.0
-        spec.stat.extent, spec.stat.center = 2.0, [0.0, 0.0, 0.0]
-        spec.worldbody.add_light(
-            type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, dir=[0, 0, -1], diffuse=[0.5] * 3, castshadow=False
-        )
+        spec = in_the_dark()
         body = spec.worldbody.add_body(name="object")
         for part in self.parts:
             body.add_geom(
@@ -102,6 +94,20 @@ class ObjectSpec:
                 rgba=[*self.colours[part.colour], 1.0],
             )
         return spec
+
+
+def in_the_dark() -> mujoco.MjSpec:
+    """A scene with nothing in it but a light from above."""
+    spec = mujoco.MjSpec()
+    spec.visual.headlight.ambient = [0.35] * 3
+    spec.visual.headlight.diffuse = [0.25] * 3
+    spec.visual.headlight.specular = [0.0] * 3
+    spec.visual.map.znear, spec.visual.map.zfar = 0.1, 100.0
+    spec.stat.extent, spec.stat.center = 2.0, [0.0, 0.0, 0.0]
+    spec.worldbody.add_light(
+        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, dir=[0, 0, -1], diffuse=[0.5] * 3, castshadow=False
+    )
+    return spec
 
 
 def draw_object(category: str, rng: np.random.Generator) -> ObjectSpec:

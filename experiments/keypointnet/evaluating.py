@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 
-from envs.renderers import make_renderer
-from experiments.keypointnet.filming import film_test
+from envs.renderers import Renderer, make_renderer
+from envs.scenes.meshes import record_catalogues
+from experiments.keypointnet.filming import TEST_SEED, as_tensors, film_test
 from experiments.keypointnet.folder import KeypointNetRun
 from experiments.options.cli import parse, write_result
 from experiments.provenance import origin
@@ -40,6 +43,7 @@ class EvaluateKeypointNetConfig:
     :param seed: number of the block of objects; blocks never overlap, and runs are judged by block 0 while they learn.
     :param shapes: how many; by default as many as the run was judged by.
     :param device: "auto" takes a GPU where there is one.
+    :param meshes: catalogues of real furniture (.sh3f), separated by commas, whose pieces are judged, too.
     """
 
     category: str | None = None
@@ -47,6 +51,7 @@ class EvaluateKeypointNetConfig:
     seed: int = bounded(1, least=0, most=1_000_000)
     shapes: int | None = bounded(None, least=1, most=100_000)
     device: str = "auto"
+    meshes: str | None = None
 
     def __post_init__(self) -> None:
         check_options(self, "")
@@ -60,13 +65,45 @@ def main(argv: Sequence[str]) -> None:
     use_threads(run.config.threads)
     renderer = make_renderer()
     test = film_test(replace(run.config, test_shapes=config.shapes or run.config.test_shapes), renderer, config.seed)
-    renderer.close()
     found = judge_pairs(network, test).summary()
-    print("", *table([{"run": run.path.name, "objects": len(test)} | found]), sep="\n")
+    rows = [{"run": run.path.name, "objects": len(test)} | found]
     record = {"category": run.config.category, "seed": config.seed, "objects": len(test), "finished": run.finished}
-    write_result(run.path / "eval.json", json.dumps(record | origin() | found, indent=1).encode())
-    write_whole(run.path / "keypoints.png", iio.imwrite("<bytes>", picture(network, test), extension=".png"))
-    print(f"\nwritten to {run.path / 'eval.json'} and {run.path / 'keypoints.png'}")
+    record |= origin() | found
+    write_picture(run.path / "keypoints.png", network, test)
+    if config.meshes is not None:
+        record["meshes"] = judge_meshes(run, network, config, renderer)
+        rows.append({"run": "real meshes"} | record["meshes"])
+    renderer.close()
+    print("", *table(rows), sep="\n")
+    write_result(run.path / "eval.json", json.dumps(record, indent=1).encode())
+    print(f"\nwritten to {run.path / 'eval.json'}; pictures are beside it")
+
+
+def judge_meshes(
+    run: KeypointNetRun, network: KeypointNet, config: EvaluateKeypointNetConfig, renderer: Renderer
+) -> dict[str, Any]:
+    """Judge by real furniture, of which nothing was trained on; what cannot be drawn is named.
+
+    :param run: whose network it is.
+    :param network: to be judged.
+    :param config: names the catalogues.
+    :param renderer: draws them.
+    """
+    paths = [Path(path.strip()) for path in str(config.meshes).split(",")]
+    views, drawn, skipped = record_catalogues(
+        paths, run.config.category, run.config.views, run.config.image_size, TEST_SEED + config.seed, renderer
+    )
+    for line in skipped:
+        print(f"skipped: {line}", file=sys.stderr)
+    data = as_tensors(views)
+    write_picture(run.path / "meshes.png", network, data)
+    found = {"objects": len(data), "skipped": len(skipped), "models": drawn}
+    return found | judge_pairs(network, data).summary()
+
+
+def write_picture(path: Path, network: KeypointNet, data: ViewsOfObjects) -> None:
+    """Write :func:`picture`."""
+    write_whole(path, iio.imwrite("<bytes>", picture(network, data), extension=".png"))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -24,6 +24,7 @@ from experiments.options.cli import parse
 from experiments.training import gradient_steps
 from kp3d_rl.keypointnet.metrics import judge_pairs
 from kp3d_rl.keypointnet.network import FoundKeypoints, KeypointNet, faces_right
+from tests.envs.test_meshes import CHAIR, TURN, catalogue
 from tests.experiments.conftest import run_in
 
 TINY = (
@@ -94,6 +95,21 @@ def test_evaluation_judges_other_objects_and_draws_them(
     said = capsys.readouterr().out
     assert "| finished | 5 |" in said and table([other | {"run": "finished"}])[2] in said
     assert iio.imread(finished.path / "keypoints.png").shape[1] > 5 * 90
+
+
+def test_evaluation_on_real_meshes_names_what_it_leaves_out(
+    workplace: Path, finished: KeypointNetRun, capsys: pytest.CaptureFixture
+) -> None:
+    catalogue(workplace / "a.sh3f", {"one": ("Chair", CHAIR, ""), "two": ("Chair", CHAIR, TURN)})
+    catalogue(workplace / "b.sh3f", {"three": ("Chair", "", ""), "four": ("Arm chair", CHAIR, "")})
+    run_in(workplace, evaluate.main, ["--run", "runs/chair/finished", "--meshes", "a.sh3f, b.sh3f"])
+    found = json.loads((finished.path / "eval.json").read_text())["meshes"]
+    assert found["objects"] == 3 and found["skipped"] == 1 and found["models"][2] == "shop/four/chair.obj"
+    said = capsys.readouterr()
+    assert "| real meshes | 3 |" in said.out and "skipped: shop/three/chair.obj" in said.err
+    assert (finished.path / "meshes.png").is_file()
+    with pytest.raises(UserError, match="gone.sh3f is no furniture catalogue"):
+        run_in(workplace, evaluate.main, ["--run", "runs/chair/finished", "--meshes", "gone.sh3f"])
 
 
 def test_the_video_shows_objects_turning(workplace: Path, finished: KeypointNetRun) -> None:
