@@ -17,7 +17,7 @@ import numpy as np
 
 from envs.renderers import Renderer, make_renderer
 from envs.scenes.meshes import record_catalogues
-from experiments.keypointnet.filming import TEST_SEED, as_tensors, film_test
+from experiments.keypointnet.filming import TEST_SEED, as_tensors, film_test, film_training
 from experiments.keypointnet.folder import KeypointNetRun
 from experiments.options.cli import parse, write_result
 from experiments.provenance import origin
@@ -43,6 +43,7 @@ class EvaluateKeypointNetConfig:
     :param seed: number of the block of objects; blocks never overlap, and runs are judged by block 0 while they learn.
     :param shapes: how many; by default as many as the run was judged by.
     :param device: "auto" takes a GPU where there is one.
+    :param seen: judge by the run's own objects, in the views that it learnt from: how well it fits them.
     :param meshes: catalogues of real furniture (.sh3f), separated by commas, whose pieces are judged, too.
     """
 
@@ -51,6 +52,7 @@ class EvaluateKeypointNetConfig:
     seed: int = bounded(1, least=0, most=1_000_000)
     shapes: int | None = bounded(None, least=1, most=100_000)
     device: str = "auto"
+    seen: bool = False
     meshes: str | None = None
 
     def __post_init__(self) -> None:
@@ -64,11 +66,11 @@ def main(argv: Sequence[str]) -> None:
     network = run.network().to(choose_device(config.device))
     use_threads(run.config.threads)
     renderer = make_renderer()
-    test = film_test(replace(run.config, test_shapes=config.shapes or run.config.test_shapes), renderer, config.seed)
+    test = film(run, config, renderer)
     found = judge_pairs(network, test).summary()
     rows = [{"run": run.path.name, "objects": len(test)} | found]
     record = {"category": run.config.category, "seed": config.seed, "objects": len(test), "finished": run.finished}
-    record |= origin() | found
+    record |= origin() | found | {"seen": config.seen}
     write_picture(run.path / "keypoints.png", network, test)
     if config.meshes is not None:
         record["meshes"] = judge_meshes(run, network, config, renderer)
@@ -77,6 +79,19 @@ def main(argv: Sequence[str]) -> None:
     print("", *table(rows), sep="\n")
     write_result(run.path / "eval.json", json.dumps(record, indent=1).encode())
     print(f"\nwritten to {run.path / 'eval.json'}; pictures are beside it")
+
+
+def film(run: KeypointNetRun, config: EvaluateKeypointNetConfig, renderer: Renderer) -> ViewsOfObjects:
+    """What the run is judged by.
+
+    :param run: whose sizes it has.
+    :param config: which objects, and how many.
+    :param renderer: draws them.
+    """
+    count = config.shapes or run.config.test_shapes
+    if config.seen:
+        return film_training(replace(run.config, shapes=min(count, run.config.shapes)), renderer)
+    return film_test(replace(run.config, test_shapes=count), renderer, config.seed)
 
 
 def judge_meshes(

@@ -64,7 +64,10 @@ class Job:
     def judged(self) -> bool:
         """Whether the result is judged by the study's test objects."""
         path = self.folder / "eval.json"
-        return path.is_file() and read_json(path).get("seed") == TEST_BLOCK and bool(read_json(path).get("finished"))
+        if not path.is_file():
+            return False
+        found = read_json(path)
+        return found.get("seed") == TEST_BLOCK and found.get("finished") is True and found.get("seen") is False
 
     def command(self) -> list[str]:
         """Makes the run, or goes on with it."""

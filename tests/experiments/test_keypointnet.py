@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -95,6 +96,15 @@ def test_evaluation_judges_other_objects_and_draws_them(
     said = capsys.readouterr().out
     assert "| finished | 5 |" in said and table([other | {"run": "finished"}])[2] in said
     assert iio.imread(finished.path / "keypoints.png").shape[1] > 5 * 90
+    run_in(workplace, evaluate.main, ["--run", "runs/chair/finished", "--seen"])
+    own, renderer = json.loads((finished.path / "eval.json").read_text()), make_renderer()
+    data = film_training(finished.config, renderer)
+    renderer.close()
+    assert own["seen"] and own["objects"] == 3, "no more than it is judged by"
+    few = dataclasses.replace(
+        data, **{name: getattr(data, name)[:3] for name in ("images", "masks", "poses", "landmarks")}
+    )
+    assert own["median_angle"] == pytest.approx(judge_pairs(finished.network(), few).summary()["median_angle"])
 
 
 def test_evaluation_on_real_meshes_names_what_it_leaves_out(
