@@ -20,6 +20,8 @@ from envs.errors import UserError
 from envs.renderers import opengl
 from envs.visual_model import VisualModel
 
+_WIDEST = 8192
+"""Pixels of the widest buffer: beyond what a driver allows, what is read back is noise, and nobody says so."""
 _COSTLY_EFFECTS = (
     mujoco.mjtRndFlag.mjRND_SHADOW,
     mujoco.mjtRndFlag.mjRND_REFLECTION,
@@ -104,20 +106,28 @@ class _SharedScene:
         self.context: mujoco.MjrContext | None = None
 
     def draw(self, visual: VisualModel, height: int, width: int, segmentation: bool = False) -> np.ndarray:
-        """(V, height, width, 3) uint8. The views are drawn side by side and read back at once."""
-        views = len(visual.camera_ids)
-        strip = np.empty((height, views * width, 3), np.uint8)
+        """(V, height, width, 3) uint8. As many views as fit are drawn side by side and read back at once."""
+        images = np.empty((len(visual.camera_ids), height, width, 3), np.uint8)
+        fitting = max(1, _WIDEST // width)
         with self.gl.current():
-            self._prepare(visual.model, height, views * width)
+            self._prepare(visual.model, height, min(fitting, len(images)) * width)
             self.scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = segmentation
             self.scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = segmentation
-            for view, camera in enumerate(visual.camera_ids):
-                self._look(visual, int(camera))
-                mujoco.mjr_render(mujoco.MjrRect(view * width, 0, width, height), self.scene, self.context)
-            # RGB only: reading the depth buffer as well would double the cost.
-            mujoco.mjr_readPixels(strip, None, mujoco.MjrRect(0, 0, views * width, height), self.context)
-        # OpenGL's row 0 is the bottom row: turned over here and nowhere else.
-        return np.ascontiguousarray(strip[::-1].reshape(height, views, width, 3).transpose(1, 0, 2, 3))
+            for start in range(0, len(images), fitting):
+                cameras = visual.camera_ids[start : start + fitting]
+                strip = self._strip(visual, cameras, height, width)
+                images[start : start + fitting] = strip.reshape(height, len(cameras), width, 3).transpose(1, 0, 2, 3)
+        return images
+
+    def _strip(self, visual: VisualModel, cameras: np.ndarray, height: int, width: int) -> np.ndarray:
+        """(height, cameras * width, 3) views side by side."""
+        strip = np.empty((height, len(cameras) * width, 3), np.uint8)
+        for view, camera in enumerate(cameras):
+            self._look(visual, int(camera))
+            mujoco.mjr_render(mujoco.MjrRect(view * width, 0, width, height), self.scene, self.context)
+        # RGB only: reading the depth buffer as well would double the cost.
+        mujoco.mjr_readPixels(strip, None, mujoco.MjrRect(0, 0, len(cameras) * width, height), self.context)
+        return strip[::-1]  # OpenGL's row 0 is the bottom row: turned over here and nowhere else
 
     def geom_of_segment(self) -> np.ndarray:
         """(n,) geom id of each colour id of the last segmentation; colour 0 is no geom, and -2 a flex."""

@@ -21,15 +21,14 @@ NAME = "keypointnet"
 """Of the study, and of the files in ``docs``."""
 TEST_BLOCK = 1
 """Block of test objects; runs are judged by block 0 while they learn."""
-SUPERVISED = ", supervised"
 MEMBERS = (
     *(Member(category, f"--category {category}", seeds=1) for category in CATEGORIES),
     *(
-        Member(f"{category}{SUPERVISED}", f"--category {category} --training.supervised", seeds=1)
+        Member(f"{category} supervised", f"--category {category} --training.supervised", seeds=1)
         for category in CATEGORIES
     ),
-    Member("chair, no pose loss", "--category chair --training.loss.pose 0", seeds=1),
-    Member("chair, no consistency loss", "--category chair --training.loss.consistency 0", seeds=1),
+    Member("chair without pose loss", "--category chair --training.loss.pose 0", seeds=1),
+    Member("chair without consistency loss", "--category chair --training.loss.consistency 0", seeds=1),
 )
 
 
@@ -43,7 +42,7 @@ class Job:
     @property
     def category(self) -> str:
         """What its objects are."""
-        return self.member.name.partition(",")[0]
+        return self.member.name.partition(" ")[0]
 
     @property
     def folder(self) -> Path:

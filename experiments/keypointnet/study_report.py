@@ -20,9 +20,9 @@ PAPER = {
     "car": (11.310, 3.372, 0.171),
     "plane": (17.330, 5.721, 0.230),
     "chair": (14.572, 5.420, 0.196),
-    "car, supervised": (16.268, 5.583, 0.240),
-    "plane, supervised": (18.350, 7.168, 0.233),
-    "chair, supervised": (21.882, 8.771, 0.269),
+    "car supervised": (16.268, 5.583, 0.240),
+    "plane supervised": (18.350, 7.168, 0.233),
+    "chair supervised": (21.882, 8.771, 0.269),
 }
 """Mean and median angle, and 3D-SE, of the paper's Table 1: ShapeNet's objects, 128 px, 200,000 steps of 256 pairs."""
 
@@ -78,8 +78,8 @@ def draw(rows: Rows, path: Path) -> None:
 
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     for axes, category in zip(figure.subplots(1, len(CATEGORIES), sharey=True), CATEGORIES, strict=True):
-        for number, member in enumerate(m for m in MEMBERS if m.name.partition(",")[0] == category):
-            label = {category: "KeypointNet"}.get(member.name, member.name.removeprefix(f"{category}, "))
+        for number, member in enumerate(m for m in MEMBERS if m.name.partition(" ")[0] == category):
+            label = {category: "KeypointNet"}.get(member.name, member.name.removeprefix(f"{category} "))
             for row in (row for row in rows if row["condition"] == member.name):
                 axes.plot(*np.array(row["curve"]).T, "o-", color=f"C{number}", label=label, markersize=3)
                 label = "_"  # once in the legend

@@ -28,7 +28,7 @@ class Member:
 
     def folder_name(self, seed: int) -> str:
         """Of its run."""
-        return f"study-{self.name.replace(',', '').replace(' ', '-')}-{seed}"
+        return f"study-{self.name.replace(' ', '-')}-{seed}"
 
 
 Stage = tuple[Callable[[Any], str | None], Iterable[Any]]

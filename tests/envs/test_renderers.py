@@ -137,6 +137,18 @@ def test_each_view_is_what_a_renderer_of_its_own_would_draw(gl):
     env.close()
 
 
+def test_more_views_than_fit_side_by_side_are_what_each_alone_would_be(gl, monkeypatch):
+    env = make("reach-multiview", renderer="gl")
+    env.reset(seed=0)
+    together = env.render_views(48, 64), env.segment_views(48, 64)
+    monkeypatch.setattr("envs.renderers.gl._WIDEST", 130)  # two of the three
+    apart = env.render_views(48, 64), env.segment_views(48, 64)
+    assert len(apart[0]) == 3
+    for whole, parts in zip(together, apart, strict=True):
+        np.testing.assert_array_equal(whole, parts)
+    env.close()
+
+
 def test_another_thread_may_render(gl):
     env = make("reach-multiview", renderer="gl")
     images = env.reset(seed=0)[0]["images"]

@@ -32,8 +32,8 @@ def test_every_member_is_a_valid_command_line_and_differs_in_what_its_name_says(
         config = parse(KeypointNetRunConfig, expanded(job.options))
         assert config.category == job.category and config.seed == 2 and config.threads == 1
         assert config.training.supervised == ("supervised" in member.name)
-        assert (config.training.loss.pose == 0) == ("no pose" in member.name)
-        assert (config.training.loss.consistency == 0) == ("no consistency" in member.name)
+        assert (config.training.loss.pose == 0) == ("without pose" in member.name)
+        assert (config.training.loss.consistency == 0) == ("without consistency" in member.name)
 
 
 def test_a_study_runs_what_is_missing_and_writes_table_and_pictures(
@@ -41,7 +41,7 @@ def test_a_study_runs_what_is_missing_and_writes_table_and_pictures(
 ) -> None:
     members = (
         Member("chair", f"--category chair {OPTIONS}", seeds=2),
-        Member("plane, supervised", f"--category plane --training.supervised {OPTIONS}", seeds=1),
+        Member("plane supervised", f"--category plane --training.supervised {OPTIONS}", seeds=1),
     )
     for module in ("study", "study_report"):
         monkeypatch.setattr(f"experiments.keypointnet.{module}.MEMBERS", members)
@@ -60,7 +60,7 @@ def test_a_study_runs_what_is_missing_and_writes_table_and_pictures(
     assert len(ran) == 6
     rows = json.loads((tmp_path / "docs/keypointnet.json").read_text())["runs"]
     assert sorted((row["condition"], row["seed"]) for row in rows) == [
-        ("chair", 0), ("chair", 1), ("plane, supervised", 0),
+        ("chair", 0), ("chair", 1), ("plane supervised", 0),
     ]  # fmt: skip
     assert all(row["steps"] == 5 and len(row["curve"]) == 3 and row["finished"] for row in rows)
     assert page.read_text() == pages.filled(page.read_text(), tmp_path / "docs")
