@@ -16,7 +16,7 @@ from experiments.bootstrapping.folder import BootstrapRun
 from experiments.bootstrapping.views import COUNTS
 from experiments.runs.folder import ROOT, folder_name
 from experiments.runs.plain import read_json
-from experiments.studies.plain import Member, asked_for, carried_out, do_all
+from experiments.studies.plain import Member, asked_for, carried_out, do_all, judged, perform
 
 NAME = "bootstrapping"
 """Of the study, and of the files in ``docs``."""
@@ -94,16 +94,7 @@ def run_study(only: Sequence[str] | None, seeds: int, jobs: int) -> None:
 
 def judged_jobs() -> list[Job]:
     """All runs of the study that are in this folder and judged."""
-    every = [Job(member, seed) for member in MEMBERS for seed in range(member.seeds)]
-    return [job for job in every if job.finished and job.judged]
-
-
-def perform(job: Job) -> str | None:
-    """Make a run, or what is left of it.
-
-    :return: its folder if that failed.
-    """
-    return None if job.finished else carried_out(job.folder, job.command())
+    return judged(Job, MEMBERS)
 
 
 def judge(leader: Job) -> str | None:

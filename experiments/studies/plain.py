@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from envs.errors import UserError, unknown
 
@@ -29,6 +29,25 @@ class Member:
     def folder_name(self, seed: int) -> str:
         """Of its run."""
         return f"study-{self.name.replace(' ', '-')}-{seed}"
+
+
+class Job(Protocol):
+    """One run of a member."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it is done."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether the study's numbers of it are there."""
+
+    def command(self) -> list[str]:
+        """Module and arguments that make the run, or go on with it."""
 
 
 Stage = tuple[Callable[[Any], str | None], Iterable[Any]]
@@ -52,6 +71,27 @@ def asked_for(
             raise unknown(f"condition of study '{study}'", name, names)
     chosen = [names[name] for name in only] if only else members
     return [(member, seed) for member in chosen for seed in range(min(member.seeds, seeds or member.seeds))]
+
+
+Kind = TypeVar("Kind", bound=Job)
+
+
+def judged(kind: Callable[[Member, int], Kind], members: Sequence[Member]) -> list[Kind]:
+    """All runs of a study that are in this folder and judged.
+
+    :param kind: makes a job of a member and a seed.
+    :param members: of the study.
+    """
+    every = [kind(member, seed) for member in members for seed in range(member.seeds)]
+    return [job for job in every if job.finished and job.judged]
+
+
+def perform(job: Job) -> str | None:
+    """Make a run, or what is left of it.
+
+    :return: its folder if that failed.
+    """
+    return None if job.finished else carried_out(job.folder, job.command())
 
 
 def do_all(stages: Sequence[Stage], at_a_time: int) -> None:
