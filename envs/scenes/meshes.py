@@ -39,12 +39,12 @@ class CatalogueEntry:
 
     :param name: that it has in the catalogue, in English.
     :param model: path of its OBJ file in the archive.
-    :param rotation: (3, 3) that brings its front to z.
+    :param rotation: nine numbers, row by row, of the rotation that brings its front to z; empty where it is none.
     """
 
     name: str
     model: str
-    rotation: np.ndarray
+    rotation: str
 
 
 def record_catalogues(
@@ -106,7 +106,7 @@ def entries(archive: zipfile.ZipFile, path: Path, category: str) -> list[Catalog
     for name, number, value in re.findall(r"^(\w+)#(\d+)=(.*)$", text, re.MULTILINE):
         pieces.setdefault(number, {})[name] = value.strip()
     return [
-        CatalogueEntry(piece["name"], piece["model"].lstrip("/"), _rotation(piece.get("modelRotation")))
+        CatalogueEntry(piece["name"], piece["model"].lstrip("/"), piece.get("modelRotation", ""))
         for piece in pieces.values()
         if "model" in piece and re.search(CALLED[category], piece.get("name", ""), re.IGNORECASE)
     ]
@@ -115,10 +115,11 @@ def entries(archive: zipfile.ZipFile, path: Path, category: str) -> list[Catalog
 def read_object(archive: zipfile.ZipFile, entry: CatalogueEntry) -> mujoco.MjSpec:
     """A piece on its own in the dark, 2 units long, about the origin, x forward and z up.
 
-    :raises UserError: where trimesh is not installed, or the mesh is missing, empty or damaged.
+    :raises UserError: where trimesh is not installed, the mesh is missing, empty or damaged, or nobody can say which
+        way it faces.
     """
-    meshes = _read_meshes(archive, entry.model)
-    turned = [(vertices @ (_AXES @ entry.rotation).T, faces, colour) for vertices, faces, colour in meshes]
+    meshes, turn = _read_meshes(archive, entry.model), _AXES @ _rotation(entry.rotation)
+    turned = [(vertices @ turn.T, faces, colour) for vertices, faces, colour in meshes]
     low = np.min([vertices.min(0) for vertices, *_ in turned], 0)
     high = np.max([vertices.max(0) for vertices, *_ in turned], 0)
     if not (np.isfinite([low, high]).all() and (high - low).max() > 0):
@@ -172,7 +173,14 @@ def _colour(part: Any) -> np.ndarray:
     return np.array([*colour[:3], 1.0])
 
 
-def _rotation(text: str | None) -> np.ndarray:
-    """(3, 3) as catalogues write it, row by row; nothing is no rotation."""
-    values = np.array([float(value) for value in text.split()]) if text else np.eye(3).ravel()
-    return values.reshape(3, 3)
+def _rotation(text: str) -> np.ndarray:
+    """(3, 3) as catalogues write it."""
+    if not text:
+        return np.eye(3)
+    try:
+        found = np.array([float(value) for value in text.split()]).reshape(3, 3)
+    except ValueError:
+        found = np.zeros((3, 3))
+    if not np.allclose(found @ found.T, np.eye(3), atol=1e-3):
+        raise UserError(f"it has no forward axis: its modelRotation '{text[:60]}' is no rotation")
+    return found

@@ -105,19 +105,18 @@ def expanded(argv: Sequence[str], config_class: type[RunConfig]) -> list[str]:
     env_id = taken(argv, "--env")[1] or config_class.__dataclass_fields__["env"].default
     valid = options(config_class)
     found = preset_options(name, env_id)
-    typed = {token.partition("=")[0].replace("_", "-") for token in rest}
-    asked = {option: value for option, value in found.items() if option in valid and option not in typed}
-    return [*(part for option in asked.items() for part in option if part is not None), *rest]
+    return before_typed({option: value for option, value in found.items() if option in valid}, rest)
 
 
-def before_typed(found: Mapping[str, str], typed: Sequence[str]) -> list[str]:
+def before_typed(found: Mapping[str, str | None], typed: Sequence[str]) -> list[str]:
     """Options of a preset, except for those that are typed, and then these.
 
-    :param found: the preset's options and their values.
+    :param found: the preset's options and their values; None is a flag, which has none.
     :param typed: arguments.
     """
     names = {token.partition("=")[0].replace("_", "-") for token in typed}
-    return [*(part for option in found.items() if option[0] not in names for part in option), *typed]
+    missing = (option for option in found.items() if option[0] not in names)
+    return [*(part for option in missing for part in option if part is not None), *typed]
 
 
 def taken(argv: Sequence[str], option: str) -> tuple[list[str], str | None]:

@@ -85,6 +85,8 @@ def test_what_cannot_be_drawn_is_skipped_counted_and_named(tmp_path: Path) -> No
         "none": ("Chair", None, ""),
         "empty": ("Chair", "# nothing\n", ""),
         "nonsense": ("Chair", "v 0 0 zero\nf 1 2 3\n", ""),
+        "sideways": ("Chair", CHAIR, "0 0 1 0 one"),
+        "flat": ("Chair", CHAIR, "0 0 0 0 0 0 0 0 0"),
         "infinite": ("Chair", CHAIR.replace("v 0.5 1.5 -0.4", "v 0.5 inf -0.4"), ""),
     }
     path = catalogue(tmp_path / "shop.sh3f", PIECES | damaged)
@@ -93,9 +95,9 @@ def test_what_cannot_be_drawn_is_skipped_counted_and_named(tmp_path: Path) -> No
     assert drawn == ["shop/chair/chair.obj", "shop/turned/chair.obj"] and len(views) == 2
     assert views.masks.any((2, 3)).all() and views.landmarks.shape == (2, 0, 3)
     assert [line.split("/")[1] for line in skipped] == list(damaged) and all("\n" not in line for line in skipped)
-    assert "missing" in skipped[0] and "empty" in skipped[1]
+    assert "missing" in skipped[0] and "empty" in skipped[1] and all("no forward axis" in line for line in skipped[3:5])
     with pytest.raises(
-        UserError, match="no chair to be drawn in .*bad.sh3f, 4 could not be drawn, the first: shop/none"
+        UserError, match="no chair to be drawn in .*bad.sh3f, 6 could not be drawn, the first: shop/none"
     ):
         record_catalogues([catalogue(tmp_path / "bad.sh3f", damaged)], "chair", 3, 48, 0, renderer)
     renderer.close()

@@ -58,6 +58,11 @@ def test_a_run_leaves_a_network_and_a_row_for_each_judgement(workplace: Path, fi
     assert finished.rows() == rows
 
 
+def test_without_an_interval_it_is_judged_at_the_end_alone(workplace: Path) -> None:
+    start(workplace, "--run", "once", "--evaluate-every", "0")
+    assert [row["step"] for row in KeypointNetRun.open(workplace / "runs/chair/once").rows()] == [5]
+
+
 @pytest.mark.parametrize("at", [1, 4])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     workplace: Path, finished: KeypointNetRun, monkeypatch: pytest.MonkeyPatch, at: int

@@ -218,6 +218,22 @@ def test_pieces_of_a_batch_add_up_to_the_mean_of_their_gradients(monkeypatch):
         torch.testing.assert_close(value.grad, pieces[name])
 
 
+def test_the_gradient_is_cut_and_keypoints_are_kept_as_far_apart_as_asked(monkeypatch):
+    data = balls(objects=2, views=4)
+
+    def first(**options):
+        torch.manual_seed(0)
+        training = KeypointNetTraining(KeypointNet(SMALL), data, KeypointNetTrainingConfig(batch_size=4, **options), 0)
+        monkeypatch.setattr(training.optimizer, "step", lambda: None)
+        training.advance()
+        gradients = [value.grad.flatten() for value in training.network.parameters() if value.grad is not None]
+        return torch.cat(gradients).norm(), training.terms
+
+    (free, terms), (cut, _), (_, far) = first(clip=1e6), first(clip=0.01), first(near=4.0)
+    assert free > 0.02 and cut == pytest.approx(0.01, rel=1e-3)
+    assert far["separation"] > terms["separation"] and far["consistency"] == terms["consistency"]
+
+
 def test_a_training_goes_on_as_if_it_had_not_been_stopped():
     data = balls(objects=2, views=4)
 
