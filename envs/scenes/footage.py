@@ -100,7 +100,7 @@ def record_hand(
 
 
 def label_hands(
-    count: int, pixels: int, seed: int, renderer: Renderer, cone: float = 45.0, looks: int = 100
+    count: int, pixels: int, seed: int, renderer: Renderer, cone: float = 30.0, looks: int = 100
 ) -> Footage:
     """Single images of a hand that nothing hides, from a cone of views about the palm's normal.
 
