@@ -9,10 +9,10 @@ PRESETS := $(if $(PRESET),--preset $(PRESET))
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tasks study train pretrain bootstrap keypointnet evaluate export probe video bench profile soak preview doctor test test-all lint clean
+.PHONY: help setup tasks study train pretrain bootstrap keypointnet geometry-aware evaluate export probe video bench profile soak preview doctor test test-all lint clean
 
 help: ## list the targets and their options
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Options: ENV=reach-multiview (or any Gymnasium id with CAMERAS=file.yaml)  RUN=name  SEED=0  DEVICE=auto|cpu|cuda"
 	@echo "         PRESET=fast|paper  (of train and pretrain: sizes and steps for two cores, or those of the original)"
@@ -39,6 +39,10 @@ bootstrap: setup ## a keypoint detector that teaches itself by many cameras: mak
 keypointnet: setup ## 3D keypoints of chairs, planes or cars from pairs of views: make keypointnet CATEGORY=chair; go on: RESUME=…
 	$(if $(and $(RESUME),$(CATEGORY)$(RUN)$(SEED)$(DEVICE)$(PRESET)$(ARGS)),$(error RESUME goes on with the options that the run has: leave out all others))
 	@exec $(PYTHON) -m experiments.keypointnet $(if $(RESUME),--resume $(RESUME),$(TASK) $(PRESETS) $(ARGS))
+
+geometry-aware: setup ## 3D points of people from drawing other views: make geometry-aware; go on: RESUME=…
+	$(if $(and $(RESUME),$(ENV)$(CATEGORY)$(RUN)$(SEED)$(DEVICE)$(PRESET)$(ARGS)),$(error RESUME goes on with the options that the run has: leave out all others))
+	@exec $(PYTHON) -m experiments.geometry_aware $(if $(RESUME),--resume $(RESUME),$(TASK) $(PRESETS) $(ARGS))
 
 evaluate: setup ## success and return of a run on fixed seeds: make evaluate ENV=… RUN=…
 	@exec $(PYTHON) -m experiments.evaluate $(TASK) $(ARGS)

@@ -19,6 +19,8 @@ from agents.finite import refuse_nonfinite_outputs
 from envs.errors import UserError
 from experiments.bootstrapping import evaluating as bootstrapping
 from experiments.bootstrapping.folder import asks_for_bootstrap
+from experiments.geometry_aware import evaluating as geometry_aware
+from experiments.geometry_aware.folder import asks_for_geometry_aware
 from experiments.judging.ablations import Environments, conditions
 from experiments.judging.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, table
 from experiments.judging.outliers import check_outliers, rejecting_outliers
@@ -72,6 +74,8 @@ def main(argv: Sequence[str]) -> None:
         return bootstrapping.main(argv)
     if asks_for_keypointnet(argv):
         return keypointnet.main(argv)
+    if asks_for_geometry_aware(argv):
+        return geometry_aware.main(argv)
     config = parse(EvaluateConfig, argv)
     run = Run.open(config.run, config.env)
     checkpoint = run.load(config.checkpoint)

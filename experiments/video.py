@@ -26,6 +26,8 @@ from agents.finite import refuse_nonfinite_outputs
 from agents.policies import keypoint_extractor
 from experiments.bootstrapping import videos as bootstrapping
 from experiments.bootstrapping.folder import asks_for_bootstrap
+from experiments.geometry_aware import videos as geometry_aware
+from experiments.geometry_aware.folder import asks_for_geometry_aware
 from experiments.judging.evaluation import Observation, evaluation_seeds, stack
 from experiments.judging.outliers import check_outliers, rejecting_outliers
 from experiments.keypointnet import videos as keypointnet
@@ -111,6 +113,8 @@ def main(argv: Sequence[str]) -> None:
         return bootstrapping.main(argv)
     if asks_for_keypointnet(argv):
         return keypointnet.main(argv)
+    if asks_for_geometry_aware(argv):
+        return geometry_aware.main(argv)
     config = parse(VideoConfig, argv)
     run = Run.open(config.run, config.env)
     checkpoint = run.load(config.checkpoint)

@@ -144,8 +144,7 @@ def draw_skeleton(
     :return: (scale * H, scale * W, 3) uint8.
     """
     canvas, uv = _enlarge(_as_image(image), scale), np.asarray(uv, np.float64) * scale
-    names = sorted(set(groups))
-    colours = palette(len(names))[[names.index(group) for group in groups]]
+    colours = _grouped_colours(groups, len(uv))
     width = max(1.0, 0.008 * math.sqrt(canvas.shape[0] * canvas.shape[1]))
     for ink, wide in (("outline", 2.2 * width), ("colour", width)):
         for first, second in bones:
@@ -227,6 +226,7 @@ def plot3d(
     azimuth: float = 45.0,
     size: int = 384,
     bones: Sequence[tuple[int, int]] = (),
+    groups: Sequence[int] | None = None,
 ) -> np.ndarray:
     """The keypoints in their workspace box, seen from above and the side: one frame of a turning 3D plot.
 
@@ -237,20 +237,30 @@ def plot3d(
     :param azimuth: degrees, direction from which to look, counted from +x towards +y.
     :param size: pixels, height and width.
     :param bones: pairs of keypoints that are joined by a line.
+    :param groups: K numbers: equal ones have one colour, and points are as small as in :func:`draw_skeleton`.
     """
     centre, half = (np.asarray(side, np.float64) for side in (workspace.centre, workspace.half_extents))
     orbit = _Orbit(centre, half, math.radians(azimuth), size)
     points = np.asarray(points, np.float64).reshape(-1, 3)
     uv, depth = orbit(points)
     floor, _ = orbit(np.column_stack([points[:, :2], np.full(len(points), centre[2] - half[2])]))
-    colours, share = palette(len(points)), _relative(confidence, len(points))
+    colours, share = _grouped_colours(groups, len(points)), _relative(confidence, len(points))
     canvas = _draw_scene(orbit, uv, floor, colours)
     for first, second in bones:
         canvas = _stroke(canvas, [(uv[first], uv[second])], colours[second], 0.008 * size)
-    radius = 0.026 * size * np.sqrt(0.16 + 0.84 * share) * orbit.distance / depth
+    large = 0.026 if groups is None else 0.01
+    radius = large * size * np.sqrt(0.16 + 0.84 * share) * orbit.distance / depth
     for k in np.argsort(-depth, kind="stable"):
         _disc(canvas, uv[k], radius[k], colours[k])
     return canvas
+
+
+def _grouped_colours(groups: Sequence[int] | None, count: int) -> np.ndarray:
+    """(count, 3) a colour for each keypoint, or for each group of them."""
+    if groups is None:
+        return palette(count)
+    names = sorted(set(groups))
+    return palette(len(names))[[names.index(group) for group in groups]]
 
 
 class _Orbit:

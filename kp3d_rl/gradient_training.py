@@ -15,8 +15,9 @@ from kp3d_rl.optimizers import ConvolutionMuon
 class GradientTraining(ABC):
     """Steps of Muon along a cosine on a network; what was done so far can be saved and taken up again.
 
-    Attributes: ``step``, how many were made; ``loss``, the mean of the last ones; ``seconds`` that they took;
-    ``generator``, which all that is random is drawn from.
+    Attributes: ``step``, how many were made; ``loss``, the mean of the last ones; ``terms``, the last piece's loss
+    terms by name, not weighted, where :meth:`batch_loss` sets them; ``seconds`` that the steps took; ``generator``,
+    which all that is random is drawn from.
 
     :param network: that learns.
     :param steps: how many there will be.
@@ -39,6 +40,7 @@ class GradientTraining(ABC):
         self.optimizer = ConvolutionMuon(network, learning_rate)
         self.generator = torch.Generator().manual_seed(seed)
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
+        self.terms: dict[str, Tensor] = {}
 
     @abstractmethod
     def batch_loss(self) -> Tensor:
@@ -76,6 +78,7 @@ class GradientTraining(ABC):
         """All that the coming steps depend on beside the data, as tensors by name."""
         state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         state |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
+        state |= {f"term.{name}": value for name, value in self.terms.items()}
         numbers = {"step": self.step, "loss": self.loss, "seconds": self.seconds}
         state |= {name: torch.tensor(float(value), dtype=torch.float64) for name, value in numbers.items()}
         return state | {"generator": self.generator.get_state()}
@@ -92,5 +95,7 @@ class GradientTraining(ABC):
             self.step, self.loss, self.seconds = (float(state[name]) for name in ("step", "loss", "seconds"))
             self.step = int(self.step)
             self.generator.set_state(state["generator"])
+            terms = {name: value for name, value in state.items() if name.startswith("term.")}
+            self.terms = {name.removeprefix("term."): value for name, value in terms.items()}
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"this is no state of such a training: {str(error).splitlines()[0]}") from None

@@ -70,7 +70,7 @@ class Keypoint3DConfig:
         attends to in its own view; "attended", by that network alone, so that each view is on its own; or "map", the
         expectation of a depth map, as in the original.
     :param depth_trust: what a view's depth counts for in the fusion, relative to its place in the image (original: 1).
-    :param precision: of the convolutions; "auto" takes bfloat16 where the device computes in it, almost twice as fast.
+    :param precision: of the convolutions; "auto" takes bfloat16 where it is faster, up to twice.
     :param multiview_rise: gradient steps over which the multi-view weight rises from a tenth to its value. At full
         weight from the start, views agree on big things and a keypoint that one view moves to a small one is pulled
         back; at a low weight to the end, they stay further apart.

@@ -70,6 +70,10 @@ install_project() {
     # so are TQC, small as it is, Meta-World, whose scenes the benchmark and the tests look at, and the hand.
     $PY -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test,warp,contrib,metaworld,hand,meshes]" ||
         die "pip could not install the project: see its message above, then run make again"
+    # PyBullet, of which only the motion clips are used, has packages for Python 3.11; elsewhere it would be compiled.
+    $PY -m pip install -qq --disable-pip-version-check -c constraints.txt --only-binary pybullet -e ".[human]" 2>/dev/null ||
+        say "PyBullet has no ready-made package for this Python: make geometry-aware needs Python 3.11," \
+            "or pip install 'kp3d_rl[human]' and a compiler"
 }
 
 opengl_works() { $PY -c "from envs.renderers import gl_info; gl_info()" >/dev/null 2>&1; }

@@ -15,7 +15,8 @@ from scipy.ndimage import gaussian_filter
 TEXTURE_SIDE = 64
 TEXTURED = 0.1
 """How often a material of the model has a texture: on small fingers it hides what is finger."""
-ROOM = 2.0  # metres from the middle to each wall
+ROOM = 2.0
+"""Metres from the middle to each wall, unless a look says otherwise."""
 _THINGS = (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER)
 _WALLS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
 
@@ -27,11 +28,13 @@ class Look:
     :param seed: of colours, textures, lights and things; equal seeds look alike.
     :param plain: one light, one grey wall and one colour instead: what a first labelled set was made before.
     :param things: that stand about in the room.
+    :param room: metres from the middle to each wall; things about are as much larger as the room is.
     """
 
     seed: int = 0
     plain: bool = False
     things: int = 8
+    room: float = ROOM
 
 
 def dress(spec: mujoco.MjSpec, look: Look, materials: tuple[str, ...]) -> None:
@@ -54,15 +57,15 @@ def dress(spec: mujoco.MjSpec, look: Look, materials: tuple[str, ...]) -> None:
             wall.texrepeat = rng.uniform(1, 4, 2)
         spec.worldbody.add_geom(
             type=mujoco.mjtGeom.mjGEOM_PLANE,
-            size=[ROOM, ROOM, 0.1],
-            pos=-ROOM * np.array(normal, float),
+            size=[look.room, look.room, 0.1],
+            pos=-look.room * np.array(normal, float),
             quat=_facing(normal),
             material=wall.name,
             contype=0,
             conaffinity=0,
         )
     for number in range(0 if look.plain else look.things):
-        _add_thing(spec, f"look/thing{number}", rng)
+        _add_thing(spec, f"look/thing{number}", rng, look.room / ROOM)
 
 
 def noise_texture(rng: np.random.Generator, side: int = TEXTURE_SIDE) -> np.ndarray:
@@ -147,7 +150,7 @@ def _texture(
     material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = name
 
 
-def _add_thing(spec: mujoco.MjSpec, name: str, rng: np.random.Generator) -> None:
+def _add_thing(spec: mujoco.MjSpec, name: str, rng: np.random.Generator, scale: float) -> None:
     """Something between the cameras' sphere and the walls, coloured by a texture half of the time."""
     direction = rng.normal(size=3)
     material = spec.add_material(name=name, rgba=[*rng.uniform(0.1, 1.0, 3), 1.0])
@@ -157,8 +160,8 @@ def _add_thing(spec: mujoco.MjSpec, name: str, rng: np.random.Generator) -> None
     quaternion = rng.normal(size=4)
     spec.worldbody.add_geom(
         type=_THINGS[rng.integers(len(_THINGS))],
-        size=rng.uniform(0.08, 0.3, 3),
-        pos=direction / np.linalg.norm(direction) * rng.uniform(1.3, ROOM),
+        size=scale * rng.uniform(0.08, 0.3, 3),
+        pos=direction / np.linalg.norm(direction) * scale * rng.uniform(1.3, ROOM),
         quat=quaternion / np.linalg.norm(quaternion),
         material=name,
         contype=0,

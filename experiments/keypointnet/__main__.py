@@ -14,8 +14,9 @@ from envs.renderers import make_renderer
 from experiments.keypointnet.config import KeypointNetRunConfig
 from experiments.keypointnet.filming import film_test, film_training
 from experiments.keypointnet.folder import KeypointNetRun
-from experiments.keypointnet.presets import expanded
+from experiments.keypointnet.presets import PRESETS
 from experiments.options.cli import parse, run_main
+from experiments.options.presets import expanded_by
 from experiments.runs.plain import resumed
 from experiments.training.building import choose_device, use_threads
 from experiments.training.gradient_steps import carry_out, make_steps, take_up
@@ -40,7 +41,7 @@ def open_run(argv: Sequence[str]) -> KeypointNetRun:
     path = resumed(argv)
     if path is not None:
         return KeypointNetRun.open(path)
-    config = parse(KeypointNetRunConfig, expanded(argv))
+    config = parse(KeypointNetRunConfig, expanded_by(PRESETS, argv))
     choose_device(config.device)
     return KeypointNetRun.create(config)
 

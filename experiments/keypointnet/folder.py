@@ -7,10 +7,7 @@ Beside what all such runs have (:mod:`experiments.runs.plain`): ``network/weight
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
-from typing import Any
 
 from envs.errors import UserError
 from envs.scenes.objects import CATEGORIES
@@ -18,7 +15,7 @@ from experiments.keypointnet.config import KeypointNetRunConfig
 from experiments.runs.folder import ROOT
 from experiments.runs.plain import PlainRun, read_tensors
 from kp3d_rl.keypointnet.network import KeypointNet
-from kp3d_rl.storage.files import remove, write_tensors, write_whole
+from kp3d_rl.storage.files import remove, write_tensors
 
 
 class KeypointNetRun(PlainRun):
@@ -57,30 +54,6 @@ class KeypointNetRun(PlainRun):
         except (KeyError, RuntimeError) as error:
             raise UserError(f"{path} holds no such network: {str(error).splitlines()[0]}") from None
         return network.eval()
-
-    def rows(self) -> list[dict[str, float]]:
-        """Judgements so far, in order.
-
-        :raises UserError: where the file is damaged.
-        """
-        path = self.path / "metrics.csv"
-        if not path.is_file():
-            return []
-        try:
-            with path.open(newline="") as file:
-                found = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path} is damaged: {error}") from None
-        return [row | {"step": int(row["step"])} for row in found]
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Write a judgement behind those before its step."""
-        rows = [*(before for before in self.rows() if before["step"] < row["step"]), row]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(row), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(self.path / "metrics.csv", text.getvalue().encode())
 
     def finish(self, network: KeypointNet) -> None:
         """Write the result; from then on the run is over."""

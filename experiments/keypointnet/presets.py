@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from envs.errors import unknown
-from experiments.options.presets import before_typed, taken
-
 PRESETS: dict[str, dict[str, str]] = {
     "full": {},
     "paper": {
@@ -36,15 +31,3 @@ PRESETS: dict[str, dict[str, str]] = {
     },
 }
 """What each preset stands for; "full", two cores, is what is taken where none is named."""
-
-
-def expanded(argv: Sequence[str]) -> list[str]:
-    """The arguments with a preset's options before them, except for those that are typed.
-
-    :param argv: as they were typed.
-    :raises UserError: for an unknown preset.
-    """
-    rest, name = taken(argv, "--preset")
-    if name is not None and name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
-    return before_typed(PRESETS[name or "full"], rest)

@@ -108,6 +108,19 @@ def expanded(argv: Sequence[str], config_class: type[RunConfig]) -> list[str]:
     return before_typed({option: value for option, value in found.items() if option in valid}, rest)
 
 
+def expanded_by(presets: Mapping[str, Mapping[str, str]], argv: Sequence[str]) -> list[str]:
+    """The arguments with a preset's options before them, except for those that are typed.
+
+    :param presets: options and their values by name of preset; "full" is taken where none is named.
+    :param argv: as they were typed.
+    :raises UserError: for an unknown preset.
+    """
+    rest, name = taken(argv, "--preset")
+    if name is not None and name not in presets:
+        raise unknown("preset", name, presets)
+    return before_typed(presets[name or "full"], rest)
+
+
 def before_typed(found: Mapping[str, str | None], typed: Sequence[str]) -> list[str]:
     """Options of a preset, except for those that are typed, and then these.
 

@@ -6,10 +6,12 @@ whole or not there; nothing is ever unpickled.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,9 @@ from kp3d_rl.storage.files import (
     sync_folder,
     write_whole,
 )
+
+METRICS = "metrics.csv"
+"""A row for each judgement while a run learns."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,30 @@ class PlainRun:
     def locked(self) -> AbstractContextManager[None]:
         """See :func:`experiments.runs.folder.locked`."""
         return locked(self.path)
+
+    def rows(self) -> list[dict[str, float]]:
+        """Judgements so far, in order: ``metrics.csv``.
+
+        :raises UserError: where the file is damaged.
+        """
+        path = self.path / METRICS
+        if not path.is_file():
+            return []
+        try:
+            with path.open(newline="") as file:
+                found = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        return [row | {"step": int(row["step"])} for row in found]
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write a judgement, with its "step", behind those before it."""
+        rows = [*(before for before in self.rows() if before["step"] < row["step"]), row]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(row), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path / METRICS, text.getvalue().encode())
 
 
 def resumed(argv: Sequence[str]) -> str | None:

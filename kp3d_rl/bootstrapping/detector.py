@@ -24,7 +24,7 @@ class DetectorConfig:
 
     :param width: filters of the first layer, a multiple of 8; deeper ones have twice and four times as many.
     :param sigma: standard deviation of the Gaussians that maps are trained to be, pixels.
-    :param precision: of the convolutions; "auto" takes bfloat16 where the device computes in it.
+    :param precision: of the convolutions; "auto" takes bfloat16 where it is faster.
     """
 
     width: int = bounded(24, least=8, most=512)

@@ -29,7 +29,7 @@ class KeypointNetConfig:
     :param keypoints: K.
     :param width: filters of each layer, a multiple of 16; the orientation network has half as many.
     :param stride: pixels between the cells of the heat maps: 1 is the original's, 4 is an order of magnitude faster.
-    :param precision: of the convolutions; "auto" takes bfloat16 where the device computes in it.
+    :param precision: of the convolutions; "auto" takes bfloat16 where it is faster.
     """
 
     keypoints: int = bounded(10, least=3, most=256)

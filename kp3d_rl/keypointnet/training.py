@@ -109,8 +109,6 @@ class KeypointNetTrainingConfig:
 class KeypointNetTraining(GradientTraining):
     """The gradient steps on a network.
 
-    Attributes: ``terms``, the last piece's loss terms by name, not weighted.
-
     :param network: that learns.
     :param data: objects to learn from.
     :param config: how.
@@ -126,7 +124,7 @@ class KeypointNetTraining(GradientTraining):
             raise ValueError(
                 f"to learn {landmarks} landmarks takes {landmarks} keypoints, not {network.config.keypoints}"
             )
-        self.data, self.config, self.terms = data, config, {}
+        self.data, self.config = data, config
 
     def batch_loss(self) -> Tensor:
         """See :meth:`GradientTraining.batch_loss`."""
@@ -137,15 +135,6 @@ class KeypointNetTraining(GradientTraining):
         self.terms = {name: value.detach() for name, value in terms.items()}
         weights = self.config.loss
         return sum(getattr(weights, name) * value if hasattr(weights, name) else value for name, value in terms.items())
-
-    def state(self) -> dict[str, Tensor]:
-        """See :meth:`GradientTraining.state`; the last terms come with it."""
-        return super().state() | {f"term.{name}": value for name, value in self.terms.items()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """See :meth:`GradientTraining.load_state`."""
-        super().load_state(state)
-        self.terms = {name.removeprefix("term."): value for name, value in state.items() if name.startswith("term.")}
 
     def _terms(self, objects: Tensor, views: Tensor) -> dict[str, Tensor]:
         """Loss terms of pairs (B,) and (B, 2)."""

@@ -20,8 +20,9 @@ from experiments.keypointnet.config import KeypointNetRunConfig
 from experiments.keypointnet.evaluating import table
 from experiments.keypointnet.filming import film_test, film_training
 from experiments.keypointnet.folder import KeypointNetRun, asks_for_keypointnet
-from experiments.keypointnet.presets import PRESETS, expanded
+from experiments.keypointnet.presets import PRESETS
 from experiments.options.cli import parse
+from experiments.options.presets import expanded_by
 from experiments.training import gradient_steps
 from kp3d_rl.keypointnet.metrics import judge_pairs
 from kp3d_rl.keypointnet.network import FoundKeypoints, KeypointNet, faces_right
@@ -182,7 +183,9 @@ def test_programs_know_which_runs_are_keypointnets(workplace: Path, finished: Ke
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_presets_are_valid_and_what_is_typed_counts_more(name: str, category: str) -> None:
-    config = parse(KeypointNetRunConfig, expanded(["--preset", name, "--category", category, "--views", "7"]))
+    config = parse(
+        KeypointNetRunConfig, expanded_by(PRESETS, ["--preset", name, "--category", category, "--views", "7"])
+    )
     assert config.views == 7 and config.category == category
     assert (config.network.stride == 1) == (name == "paper")
 

@@ -13,10 +13,11 @@ from envs.scenes.objects import CATEGORIES
 from experiments import evaluate, pages, study
 from experiments.keypointnet import __main__ as keypointnet
 from experiments.keypointnet.config import KeypointNetRunConfig
-from experiments.keypointnet.presets import expanded
+from experiments.keypointnet.presets import PRESETS
 from experiments.keypointnet.study import MEMBERS, Job
 from experiments.keypointnet.study_report import PAPER, results_table
 from experiments.options.cli import parse
+from experiments.options.presets import expanded_by
 from experiments.studies.plain import Member
 from tests.experiments.conftest import run_in, run_in_this_process
 from tests.experiments.test_keypointnet import TINY
@@ -29,7 +30,7 @@ def test_every_member_is_a_valid_command_line_and_differs_in_what_its_name_says(
     assert set(CATEGORIES) <= names and set(PAPER) <= names
     for member in MEMBERS:
         job = Job(member, 2)
-        config = parse(KeypointNetRunConfig, expanded(job.options))
+        config = parse(KeypointNetRunConfig, expanded_by(PRESETS, job.options))
         assert config.category == job.category and config.seed == 2 and config.threads == 1
         assert config.training.supervised == ("supervised" in member.name)
         assert (config.training.loss.pose == 0) == ("without pose" in member.name)

@@ -1,8 +1,10 @@
 """Building blocks of networks against torch's own."""
 
+import pytest
 import torch
 from torch import nn
 
+from kp3d_rl import networks
 from kp3d_rl.networks import GroupNorm, to_input
 
 
@@ -19,3 +21,21 @@ def test_group_norm_is_torchs_whatever_the_precision():
 def test_images_become_input_from_minus_one_to_one():
     images = torch.tensor([[[[0, 255, 51]]]], dtype=torch.uint8)
     torch.testing.assert_close(to_input(images), torch.tensor([[[[-1.0]], [[1.0]], [[-0.6]]]]))
+
+
+@pytest.mark.parametrize(
+    ("tiles", "vectors", "vendor", "faster"),
+    [
+        (True, True, "GenuineIntel", True),
+        (False, True, "GenuineIntel", False),
+        (False, True, "AuthenticAMD", True),
+        (False, False, "AuthenticAMD", False),
+    ],
+)
+def test_bfloat16_is_taken_where_it_was_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, vectors: bool, vendor: str, faster: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors, raising=False)
+    monkeypatch.setattr(networks, "_cpu_vendor", lambda: vendor)
+    assert networks.computes_in_bfloat16.__wrapped__("cpu") == faster

@@ -1,0 +1,1 @@
+"""Geometry-aware representations: people and what is seen of them, run folders, judging, videos."""
