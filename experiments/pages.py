@@ -9,12 +9,19 @@ from pathlib import Path
 from experiments import task_table
 from experiments.bench import tables
 from experiments.bootstrapping import study_report as bootstrapping
+from experiments.geometry_aware import study_report as geometry_aware
 from experiments.keypointnet import study_report as keypointnet
 from experiments.soak import tables as soak_tables
 from experiments.studies import report
 
 TABLES = (
-    report.TABLES | tables.TABLES | soak_tables.TABLES | task_table.TABLES | bootstrapping.TABLES | keypointnet.TABLES
+    report.TABLES
+    | tables.TABLES
+    | soak_tables.TABLES
+    | task_table.TABLES
+    | bootstrapping.TABLES
+    | keypointnet.TABLES
+    | geometry_aware.TABLES
 )
 """Kinds of tables that a page may ask for."""
 

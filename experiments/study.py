@@ -21,6 +21,8 @@ from typing import Any
 from envs.errors import UserError, unknown
 from experiments.bootstrapping import study as bootstrapping
 from experiments.bootstrapping import study_report as bootstrapping_report
+from experiments.geometry_aware import study as geometry_aware
+from experiments.geometry_aware import study_report as geometry_aware_report
 from experiments.keypointnet import study as keypointnet
 from experiments.keypointnet import study_report as keypointnet_report
 from experiments.options.cli import parse, run_main
@@ -32,6 +34,7 @@ from experiments.studies.report import recorded, write_report
 PLAIN: dict[str, tuple[Any, Any]] = {
     bootstrapping.NAME: (bootstrapping, bootstrapping_report),
     keypointnet.NAME: (keypointnet, keypointnet_report),
+    geometry_aware.NAME: (geometry_aware, geometry_aware_report),
 }
 """Studies of what has no policy: what runs them, and what reports."""
 

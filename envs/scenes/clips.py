@@ -124,14 +124,14 @@ def _candidates(clips: Sequence[Clip], count: int, rng: np.random.Generator) -> 
 
 def _frames(clips: Sequence[Clip], count: int, rng: np.random.Generator) -> np.ndarray:
     """(count, 13, 4) poses from anywhere in the clips, each clip as often as any other."""
-    found = np.empty((count, len(ROTATIONS), 4))
-    for number, which in enumerate(rng.integers(len(clips), size=count)):
-        clip = clips[which]
-        at = rng.uniform(0.0, len(clip) - 1)
-        first = min(int(at), len(clip) - 2)
-        found[number] = clip.rotations[first]
-        found[number] = _between(clip.rotations[first], clip.rotations[first + 1], np.full(len(ROTATIONS), at - first))
-    return found
+    lengths = np.array([len(clip) for clip in clips])
+    which = rng.integers(len(clips), size=count)
+    at = rng.uniform(0.0, lengths[which] - 1)
+    first = np.minimum(at.astype(int), lengths[which] - 2) + (np.cumsum(lengths) - lengths)[which]
+    frames = np.concatenate([clip.rotations for clip in clips])
+    share = np.repeat(at % 1.0, len(ROTATIONS))
+    between = _between(frames[first].reshape(-1, 4), frames[first + 1].reshape(-1, 4), share)
+    return between.reshape(count, len(ROTATIONS), 4)
 
 
 def _between(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -51,12 +51,12 @@ class GeometryAwareRunConfig:
     device: str = "auto"
     threads: int = bounded(0, least=0, most=1024)
     source: Literal["exact", "detector"] = "exact"
-    noise: float = bounded(0.5, least=0, most=100)
+    noise: float = bounded(0.3, least=0, most=100)
     virtual: bool = True
     views: int = bounded(8, least=2, most=1000)
     cameras: int = bounded(8, least=2, most=64)
     held_out: int = bounded(2, least=2, most=32)
-    poses: int = bounded(10_000, least=2, most=10_000_000)
+    poses: int = bounded(50_000, least=2, most=10_000_000)
     bodies: int = bounded(20, least=1, most=10_000)
     test_bodies: int = bounded(5, least=1, most=10_000)
     labelled: int = bounded(500, least=1, most=1_000_000)
@@ -64,7 +64,7 @@ class GeometryAwareRunConfig:
     least_confidence: float = bounded(0.1, least=0, most=1)
     evaluate_every: int = bounded(500, least=0, most=10_000_000)
     autoencoder: bool = True
-    network: GeometryAwareNetworkConfig = field(default_factory=lambda: GeometryAwareNetworkConfig(width=24, points=64))
+    network: GeometryAwareNetworkConfig = field(default_factory=lambda: GeometryAwareNetworkConfig(points=64))
     training: GeometryAwareTrainingConfig = field(default_factory=GeometryAwareTrainingConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     detecting: DetectorTrainingConfig = field(default_factory=lambda: DetectorTrainingConfig(steps=1500))

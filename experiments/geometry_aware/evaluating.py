@@ -21,6 +21,7 @@ from envs.scenes.people import People, ring
 from experiments.geometry_aware.__main__ import eyes_of
 from experiments.geometry_aware.config import HUMAN
 from experiments.geometry_aware.folder import GeometryAwareRun
+from experiments.geometry_aware.pictures import write_picture
 from experiments.geometry_aware.seeing import (
     as_inputs,
     one_view,
@@ -96,6 +97,7 @@ def main(argv: Sequence[str]) -> None:
     use_threads(run.config.threads)
     labelled, test, ring_views = see_all(run, config)
     synthesis = judge_drawing(run, test, ring_views)
+    write_picture(run.path / "views.png", run.network("synthesis")[0], one_view(test, 0), ring_views)  # type: ignore[index]
     encoders = encoders_of(run, choose_device(config.device))
     learn, judged = samples(labelled, encoders), samples(test, encoders)
     rows = list(measure(learn, judged, config, run.path / REGRESSOR))
@@ -104,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     print("", *synthesis_table(synthesis), "", *table(rows), sep="\n")
     write_result(run.path / "eval.json", json.dumps(record, indent=1).encode())
     draw(rows, run.path / "labels.png")
-    print(f"\nwritten to {run.path / 'eval.json'}, {run.path / 'labels.png'}")
+    print(f"\nwritten to {run.path / 'eval.json'}; pictures are beside it")
 
 
 def see_all(

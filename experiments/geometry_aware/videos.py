@@ -20,15 +20,16 @@ from envs.scenes.people import EXTENT, People, play_people, ring
 from experiments.geometry_aware.__main__ import eyes_of
 from experiments.geometry_aware.evaluating import REGRESSOR, load_regressor
 from experiments.geometry_aware.folder import GeometryAwareRun
+from experiments.geometry_aware.pictures import coloured, drawn
 from experiments.geometry_aware.seeing import TEST_SEED, one_view, read
 from experiments.mp4 import write_mp4
 from experiments.options.cli import parse
 from experiments.runs.plain import read_tensors
 from experiments.training.building import choose_device, use_threads
 from kp3d_rl.cameras import Workspace
-from kp3d_rl.drawing import INK, PAPER, caption, palette, plot3d, resize, tile
-from kp3d_rl.geometry_aware.network import GeometryAwareNetwork, turned
-from kp3d_rl.geometry_aware.skeleton import SkeletonViews, relative_rotation
+from kp3d_rl.drawing import PAPER, caption, plot3d, resize, tile
+from kp3d_rl.geometry_aware.network import GeometryAwareNetwork
+from kp3d_rl.geometry_aware.skeleton import SkeletonViews
 from kp3d_rl.options import bounded, check_options
 
 BLOCK = 2
@@ -102,7 +103,6 @@ def seen(run: GeometryAwareRun, people: People) -> SkeletonViews:
     return one_view(views, 0)
 
 
-@torch.no_grad()
 def drawn_round(network: GeometryAwareNetwork, source: SkeletonViews) -> Tensor:
     """Maps as cameras round the person would see them.
 
@@ -110,13 +110,10 @@ def drawn_round(network: GeometryAwareNetwork, source: SkeletonViews) -> Tensor:
     :param source: N poses in one view.
     :return: (N, ROUND, L, size, size), from the source's side on.
     """
-    device = next(network.parameters()).device
-    points = network.codes(source.uv[:, 0]).to(device)
     found = []
     for turn in np.arange(ROUND) * 2 * np.pi / ROUND:
         about = torch.tensor([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1.0]])
-        to_there = relative_rotation(source.rotations[:, 0], about.float() @ source.rotations[:, 0]).to(device)
-        found.append(torch.cat([network.decode(part) for part in turned(points, to_there).split(256)]).cpu())
+        found.append(drawn(network, source, about.float() @ source.rotations[:, 0]))
     return torch.stack(found, 1)
 
 
@@ -148,19 +145,19 @@ def frames(
     :param truth: (N, J, 3).
     :param config: sizes.
     """
-    half = torch.full((3,), 0.5 * EXTENT)
+    half = torch.full((3,), 0.4 * EXTENT)
     box = Workspace(torch.zeros(3), half)
     side = config.size // 2
     for number in range(len(maps)):
         source = caption(resize(coloured(maps[number]), config.size), "one view")
         around = [resize(coloured(view), side) for view in views[number]]
-        drawn = caption(tile(around, ROUND // 2), "drawn from it, all round")
+        rounded = caption(tile(around, ROUND // 2), "drawn from it, all round")
         azimuth = 360.0 * number / (SECONDS_PER_TURN * config.fps)
         solid = [
             caption(plot3d(pose, None, box, azimuth, config.size, LIMBS, SIDES), title)
             for pose, title in ((poses[number], "pose in 3D, estimated"), (truth[number], "true"))
         ]
-        yield joined([source, drawn, *solid])
+        yield joined([source, rounded, *solid])
 
 
 def joined(pictures: Sequence[np.ndarray], gap: int = 8) -> np.ndarray:
@@ -172,17 +169,3 @@ def joined(pictures: Sequence[np.ndarray], gap: int = 8) -> np.ndarray:
         room[: picture.shape[0], : picture.shape[1]] = picture
         columns.append(room)
     return np.concatenate(columns, 1)
-
-
-def coloured(maps: Tensor) -> np.ndarray:
-    """Maps as a picture: limbs in the middle, on the right and on the left in a colour each, on a dark ground.
-
-    :param maps: (L, size, size), about 0 to 1.
-    :return: (size, size, 3) uint8.
-    """
-    colours = palette(3)[[SIDES[second] for _, second in LIMBS]].astype(float)
-    strength = maps.clamp(0.0, 1.0).numpy()
-    picture = np.full((*strength.shape[1:], 3), INK, float)
-    for limb, colour in zip(strength, colours, strict=True):
-        picture += limb[..., None] * (colour - picture)
-    return picture.round().astype(np.uint8)

@@ -35,7 +35,7 @@ class GeometryAwareNetworkConfig:
     points: int = bounded(128, least=1, most=4096)
     width: int = bounded(32, least=8, most=512)
     size: int = bounded(64, least=16, most=512)
-    thickness: float = bounded(4.0, above=0, most=64)
+    thickness: float = bounded(6.0, above=0, most=64)
     shared: bool = True
     precision: Precision = "auto"
 

@@ -13,7 +13,7 @@ import torch
 from envs.errors import UserError
 from envs.scenes.clips import VALIDATION
 from envs.scenes.people import ring
-from experiments import evaluate, video
+from experiments import evaluate, study, video
 from experiments.geometry_aware import __main__ as geometry_aware
 from experiments.geometry_aware.config import GeometryAwareRunConfig
 from experiments.geometry_aware.evaluating import (
@@ -37,12 +37,15 @@ from experiments.geometry_aware.seeing import (
     people_to_learn_from,
     views_to_learn_from,
 )
+from experiments.geometry_aware.study import MEMBERS, Job
+from experiments.geometry_aware.study_report import TABLES
 from experiments.options.cli import parse
 from experiments.options.presets import expanded_by
 from experiments.runs.plain import read_tensors
+from experiments.studies.plain import Member
 from experiments.training import gradient_steps
 from kp3d_rl.gradient_training import GradientTraining
-from tests.experiments.conftest import run_in
+from tests.experiments.conftest import run_in, run_in_this_process
 
 TINY = (
     "--threads 1 --poses 24 --bodies 3 --test-bodies 2 --cameras 3 --views 3 --evaluate-every 2 --network.width 8 "
@@ -129,7 +132,7 @@ def test_evaluation_compares_all_methods_at_all_shares_of_labels(finished: Geome
     }  # fmt: skip
     lines = table(judged["rows"])
     assert len(lines) == 2 + len(names) and "200.0 (153.2), 107.9 (82.1), 94.5 (70.7), 80.2 (58.2)" in lines[4]
-    assert iio.imread(finished.path / "labels.png").shape[0] > 100
+    assert all(iio.imread(finished.path / name).shape[0] > 100 for name in ("labels.png", "views.png"))
     assert all(len(curve) == len(PAPER_LABELS) for both in PAPER.values() for curve in both)
 
 
@@ -209,7 +212,7 @@ def test_what_is_learnt_from_and_judged_by_have_no_body_or_clip_in_common() -> N
     )
     exact = exactly(learners, ring(3, 2)[0], 32)
     noise = (ringed.uv - exact.uv).std()
-    assert float(noise) == pytest.approx(0.5, rel=0.1)
+    assert float(noise) == pytest.approx(0.3, rel=0.1)
     clean = ExactEyes(parse(GeometryAwareRunConfig, [*TINY, "--noise", "0"])).views(learners, ring(3, 2)[0], 0)
     torch.testing.assert_close(clean.uv, exact.uv)
 
@@ -257,3 +260,45 @@ def test_programs_know_which_runs_are_geometry_aware(workplace: Path, finished: 
 def test_presets_are_valid_and_what_is_typed_counts_more(name: str) -> None:
     config = parse(GeometryAwareRunConfig, expanded_by(PRESETS, ["--preset", name, "--views", "7"]))
     assert config.views == 7 and (config.source == "detector") == (name == "detected")
+
+
+def test_a_study_runs_what_is_missing_and_writes_tables_and_pictures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = " ".join(TINY[2:])
+    members = (Member("exact joints", options, seeds=2), Member("ring alone", f"{options} --no-virtual", seeds=1))
+    for module in ("study", "study_report"):
+        monkeypatch.setattr(f"experiments.geometry_aware.{module}.MEMBERS", members)
+    judge = lambda argv: evaluate.main([*argv, *JUDGED])  # noqa: E731
+    ran = run_in_this_process(
+        monkeypatch, {"experiments.geometry_aware": geometry_aware.main, "experiments.evaluate": judge}
+    )
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "page.md"
+    page.write_text("".join(f"<!-- table geometry-aware {kind} -->\n<!-- end -->\n" for kind in TABLES))
+    arguments = ["--name", "geometry-aware", "--jobs", "1"]
+    run_in(tmp_path, study.main, [*arguments, "--seeds", "1"])
+    assert [command[0].rpartition(".")[2] for command in ran] == ["geometry_aware"] * 2 + ["evaluate"] * 2
+    run_in(tmp_path, study.main, arguments)
+    assert len(ran) == 6, "only the second seed was missing"
+    run_in(tmp_path, study.main, [*arguments, "--report"])
+    assert len(ran) == 6
+    rows = json.loads((tmp_path / "docs/geometry-aware.json").read_text())["runs"]
+    assert [(row["condition"], row["seed"]) for row in rows] == [
+        ("exact joints", 0), ("exact joints", 1), ("ring alone", 0)
+    ]  # fmt: skip
+    assert "| exact joints | 2 | 5 |" in page.read_text() and "| lifter |" in page.read_text()
+    for name in ("geometry-aware.png", "geometry-aware-views-exact-joints.png", "geometry-aware-views-ring-alone.png"):
+        assert iio.imread(tmp_path / "docs" / name).shape[0] > 100
+    with pytest.raises(UserError, match="unknown condition of study 'geometry-aware'"):
+        run_in(tmp_path, study.main, [*arguments, "--only", "guesses"])
+
+
+def test_every_member_is_a_valid_command_line_and_differs_in_what_its_name_says() -> None:
+    for member in MEMBERS:
+        config = parse(GeometryAwareRunConfig, expanded_by(PRESETS, Job(member, 2).options))
+        assert config.seed == 2 and config.threads == 1
+        assert (config.source == "detector") == ("detected" in member.name)
+        assert config.virtual == ("ring" not in member.name)
+        assert (config.training.consistency == 0) == ("without consistency" in member.name)
+        assert config.network.shared == ("two networks" not in member.name)
