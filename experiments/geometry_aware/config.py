@@ -27,7 +27,7 @@ class GeometryAwareRunConfig:
     :param device: "auto" takes a GPU where there is one.
     :param threads: threads of the network library; 0 takes all cores.
     :param source: of 2D joints: "exact", with noise; or "detector", which learns from images with 2D labels first.
-    :param noise: standard deviation of exact joints, pixels of the maps.
+    :param noise: standard deviation of exact joints, millimetres at the pelvis' depth.
     :param virtual: learn from cameras anywhere about the person instead of those on the ring alone; exact joints only.
     :param views: of each pose, by virtual cameras.
     :param cameras: on the ring.
@@ -51,7 +51,7 @@ class GeometryAwareRunConfig:
     device: str = "auto"
     threads: int = bounded(0, least=0, most=1024)
     source: Literal["exact", "detector"] = "exact"
-    noise: float = bounded(0.3, least=0, most=100)
+    noise: float = bounded(11.0, least=0, most=1000)
     virtual: bool = True
     views: int = bounded(8, least=2, most=1000)
     cameras: int = bounded(8, least=2, most=64)

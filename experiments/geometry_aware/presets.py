@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PRESETS: dict[str, dict[str, str]] = {
+PRESETS: dict[str, dict[str, str | None]] = {
     "full": {},
     "detected": {"--source": "detector", "--poses": "2500"},
     "paper": {
@@ -10,6 +10,10 @@ PRESETS: dict[str, dict[str, str]] = {
         "--bodies": "200",
         "--network.width": "64",
         "--network.points": "128",
+        "--network.size": "64",
+        "--network.thickness": "8",
+        "--network.no-soft": None,
+        "--network.no-shared": None,
         "--training.steps": "50000",
         "--training.batch-size": "128",
         "--evaluate-every": "5000",
@@ -20,8 +24,6 @@ PRESETS: dict[str, dict[str, str]] = {
         "--test-bodies": "2",
         "--network.width": "8",
         "--network.points": "16",
-        "--network.size": "32",
-        "--network.thickness": "3",
         "--training.steps": "40",
         "--training.batch-size": "8",
         "--evaluate-every": "20",

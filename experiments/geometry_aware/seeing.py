@@ -48,7 +48,8 @@ class ExactEyes:
         """See :meth:`Eyes.views`."""
         views = exactly(people, places, self.config.network.size)
         generator = torch.Generator().manual_seed(seed)
-        noise = self.config.noise * torch.randn(views.uv.shape, generator=generator)
+        pixels = self.config.noise / 1000 / EXTENT * views.size
+        noise = pixels * torch.randn(views.uv.shape, generator=generator)
         return SkeletonViews(views.uv + noise, views.rotations, views.joints, views.size)
 
 

@@ -108,10 +108,10 @@ def expanded(argv: Sequence[str], config_class: type[RunConfig]) -> list[str]:
     return before_typed({option: value for option, value in found.items() if option in valid}, rest)
 
 
-def expanded_by(presets: Mapping[str, Mapping[str, str]], argv: Sequence[str]) -> list[str]:
+def expanded_by(presets: Mapping[str, Mapping[str, str | None]], argv: Sequence[str]) -> list[str]:
     """The arguments with a preset's options before them, except for those that are typed.
 
-    :param presets: options and their values by name of preset; "full" is taken where none is named.
+    :param presets: options and their values, None for flags, by name of preset; "full" is taken where none is named.
     :param argv: as they were typed.
     :raises UserError: for an unknown preset.
     """

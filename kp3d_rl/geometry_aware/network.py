@@ -27,6 +27,7 @@ class GeometryAwareNetworkConfig:
         many.
     :param size: pixels per side of the maps, a multiple of 16.
     :param thickness: of a limb's line, pixels.
+    :param soft: maps have soft edges; the paper's are 0 or 1.
     :param shared: one network draws both ways; otherwise there are two, as in the paper. Pairs are drawn at random, so
         both learn the same, and one learns it in half the steps.
     :param precision: of the convolutions; "auto" takes bfloat16 where it is faster.
@@ -34,8 +35,9 @@ class GeometryAwareNetworkConfig:
 
     points: int = bounded(128, least=1, most=4096)
     width: int = bounded(32, least=8, most=512)
-    size: int = bounded(64, least=16, most=512)
-    thickness: float = bounded(6.0, above=0, most=64)
+    size: int = bounded(32, least=16, most=512)
+    thickness: float = bounded(3.0, above=0, most=64)
+    soft: bool = True
     shared: bool = True
     precision: Precision = "auto"
 
@@ -97,7 +99,8 @@ class GeometryAwareNetwork(nn.Module):
 
     def maps(self, uv: Tensor) -> Tensor:
         """What the network sees of skeletons (..., J, 2) pixels: (..., L, size, size)."""
-        return skeleton_maps(uv, self.skeleton.limbs, self.config.size, self.config.thickness)
+        config = self.config
+        return skeleton_maps(uv, self.skeleton.limbs, config.size, config.thickness, config.soft)
 
     @torch.no_grad()
     def codes(self, uv: Tensor, batch: int = 256) -> Tensor:

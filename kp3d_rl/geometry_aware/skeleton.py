@@ -133,14 +133,17 @@ def see(joints: Tensor, places: Tensor, extent: float, size: int) -> tuple[Tenso
     return size / 2 + size / extent * inside[..., :2] * distance / depth, rotations
 
 
-def skeleton_maps(uv: Tensor, limbs: Sequence[tuple[int, int]], size: int, thickness: float) -> Tensor:
+def skeleton_maps(
+    uv: Tensor, limbs: Sequence[tuple[int, int]], size: int, thickness: float, soft: bool = False
+) -> Tensor:
     """Which pixels each limb covers.
 
     :param uv: (..., J, 2) pixels; limbs of a joint that is NaN are left out.
     :param limbs: L pairs of joints.
     :param size: rows and columns.
     :param thickness: of the lines, pixels.
-    :return: (..., L, size, size) 0 or 1, float32.
+    :param soft: pixels on a line's edge count by how much of them it covers, about; small maps tell more that way.
+    :return: (..., L, size, size) 0 to 1, float32; above 0.5 where the line covers a pixel's middle.
     """
     first, second = (uv[..., [limb[end] for limb in limbs], :].float() for end in (0, 1))
     centres = torch.arange(size, device=uv.device) + 0.5
@@ -152,4 +155,6 @@ def skeleton_maps(uv: Tensor, limbs: Sequence[tuple[int, int]], size: int, thick
     t = t.clamp_(0.0, 1.0)
     off = (across.unsqueeze(-2) - t * along[..., 0, None, None]).square_()
     off += (down.unsqueeze(-1) - t * along[..., 1, None, None]).square_()
+    if soft:
+        return (0.5 + 0.5 * thickness - off.sqrt_()).clamp_(0.0, 1.0).nan_to_num_(0.0)
     return (off <= (0.5 * thickness) ** 2).float()  # NaN is not

@@ -65,6 +65,18 @@ def test_maps_are_those_of_a_naive_loop() -> None:
     assert not maps[0, 2].any(), "a limb of a missing joint is left out"
 
 
+def test_soft_maps_are_how_much_of_a_pixel_is_covered() -> None:
+    """Against maps of 16 times as many pixels per side, averaged; where the middle is covered, more than half."""
+    uv = torch.tensor([[[3.3, 4.1], [20.2, 9.5], [22.0, 28.7], [9.0, 20.0]]])
+    soft, hard = (skeleton_maps(uv, STICK.limbs, 32, 4.0, soft) for soft in (True, False))
+    exact = nn.functional.avg_pool2d(skeleton_maps(16 * uv, STICK.limbs, 512, 64.0), 16)
+    assert float((soft - exact).abs().max()) < 0.2 and float((soft - exact).abs().mean()) < 0.01
+    assert torch.equal(soft >= 0.5, hard > 0)
+    missing = uv.clone()
+    missing[0, 3, 0] = math.nan
+    assert not skeleton_maps(missing, STICK.limbs, 32, 4.0, soft=True)[0, 2].any()
+
+
 def test_a_limb_seen_from_its_end_is_a_disc() -> None:
     uv = torch.full((4, 2), 16.0)
     area = skeleton_maps(uv, STICK.limbs, 32, 8.0)[0].sum()
