@@ -62,7 +62,7 @@ class GeometryAwareRunConfig:
     labelled: int = bounded(500, least=1, most=1_000_000)
     image_size: int = bounded(96, least=32, most=1024)
     least_confidence: float = bounded(0.1, least=0, most=1)
-    evaluate_every: int = bounded(500, least=0, most=10_000_000)
+    evaluate_every: int = bounded(1000, least=0, most=10_000_000)
     autoencoder: bool = True
     network: GeometryAwareNetworkConfig = field(default_factory=lambda: GeometryAwareNetworkConfig(points=64))
     training: GeometryAwareTrainingConfig = field(default_factory=GeometryAwareTrainingConfig)

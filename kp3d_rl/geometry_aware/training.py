@@ -30,7 +30,7 @@ class GeometryAwareTrainingConfig:
     :param consistency: what representation consistency counts for.
     """
 
-    steps: int = bounded(3000, least=1, most=10_000_000)
+    steps: int = bounded(12_000, least=1, most=10_000_000)
     batch_size: int = bounded(64, least=1, most=65_536)
     learning_rate: float = bounded(0.02, above=0, most=1)
     clip: float = bounded(5.0, above=0, most=1e6)
