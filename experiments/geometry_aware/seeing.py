@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.errors import UserError
 from envs.renderers import Renderer
 from envs.scenes import clips
 from envs.scenes.people import EXTENT, People, draw_people, play_people, record_people, ring, virtual_places
@@ -125,13 +126,18 @@ def people_to_judge_by(config: GeometryAwareRunConfig, names: tuple[str, ...], b
 
 
 def said_usable(views: SkeletonViews, what: str) -> SkeletonViews:
-    """Those that can be used; how many cannot is said."""
+    """Those that can be used; how many cannot is said.
+
+    :param views: N poses.
+    :param what: they are for, as messages have it.
+    :raises UserError: where none can be used.
+    """
     kept, skipped = views.usable()
+    why = "a view misses the root or too many joints"
+    if not len(kept):
+        raise UserError(f"none of {len(views)} poses {what} can be used: of each, {why}")
     if skipped:
-        print(
-            f"skipped {skipped} of {len(views)} poses {what}: a view misses the root or too many joints",
-            file=sys.stderr,
-        )
+        print(f"skipped {skipped} of {len(views)} poses {what}: {why}", file=sys.stderr)
     return kept
 
 

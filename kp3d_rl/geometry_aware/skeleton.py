@@ -83,9 +83,9 @@ class SkeletonViews:
     def usable(self, least: int = 10) -> tuple[SkeletonViews, int]:
         """The poses of which every view shows the root and enough joints, and how many were left out.
 
-        :param least: joints that must be there.
+        :param least: joints that must be there: found, and within the image.
         """
-        seen = self.uv.isfinite().all(-1)
+        seen = ((self.uv >= 0) & (self.uv <= self.size)).all(-1)  # NaN is not
         kept = (seen[..., 0] & (seen.sum(-1) >= min(least, seen.shape[-1]))).all(1)
         return self.select(kept), int((~kept).sum())
 

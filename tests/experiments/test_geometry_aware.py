@@ -35,6 +35,7 @@ from experiments.geometry_aware.seeing import (
     exactly,
     people_to_judge_by,
     people_to_learn_from,
+    said_usable,
     views_to_learn_from,
 )
 from experiments.geometry_aware.study import MEMBERS, Job
@@ -195,6 +196,17 @@ def test_a_detectors_joints_are_where_it_says_and_unsure_ones_are_missing() -> N
     kept = [joint for joint in range(16) if joint != 5]
     torch.testing.assert_close(views.uv[:, :, kept], truth.uv[:, :, kept])
     assert as_inputs(views)[0].isnan().any()
+
+
+def test_an_empty_split_is_one_line_and_what_is_left_out_is_counted(capsys: pytest.CaptureFixture) -> None:
+    config = parse(GeometryAwareRunConfig, TINY)
+    views = exactly(people_to_judge_by(config, ("run",)), ring(3, 2)[0], 32)
+    views.uv[3:5, 1, 0] = float("nan")
+    assert len(said_usable(views, "to learn from")) == 23
+    assert "skipped 2 of 25 poses to learn from: a view misses the root" in capsys.readouterr().err
+    views.uv[:, 0, 0] = float("nan")
+    with pytest.raises(UserError, match="none of 25 poses to learn from can be used: of each, a view misses the root"):
+        said_usable(views, "to learn from")
 
 
 def test_what_is_learnt_from_and_judged_by_have_no_body_or_clip_in_common() -> None:

@@ -120,12 +120,14 @@ def test_views_that_are_none_are_refused() -> None:
 
 
 def test_poses_with_too_many_missing_joints_are_left_out_and_counted() -> None:
-    views = stick_people(4, 2)
+    views = stick_people(6, 2)
     views.uv[1, 0, 0] = math.nan  # the root
     views.uv[2, 1, 1:] = math.nan
     views.uv[3, 0, 2] = math.nan  # one joint may be missing
+    views.uv[4, 1, 1:3] = torch.tensor([33.0, 4.0])  # outside of the image
+    views.uv[5, 1, 1:2] = torch.tensor([4.0, -1.0])
     kept, skipped = views.usable(least=3)
-    assert skipped == 2 and torch.equal(kept.joints, views.joints[[0, 3]])
+    assert skipped == 3 and torch.equal(kept.joints, views.joints[[0, 3, 5]])
 
 
 @pytest.mark.parametrize(
