@@ -1,4 +1,4 @@
-"""What the keypoints are worth, and how sure the numbers are: probes, agreement of views, intervals.
+"""What the keypoints are worth: probes, agreement of views, keypoints that stay on bodies.
 
 Inputs are arrays, nested lists or CPU tensors; results are float64 numpy or plain floats, metres where lengths.
 Conventions (axes, pixels, shapes) are those of :mod:`kp3d_rl`.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 LAMBDAS = tuple(float(x) for x in np.logspace(-6, 3, 19))
@@ -188,74 +186,6 @@ def on_own_body(distances: object, own: object, slack: float = SLACK) -> np.ndar
 def _on(distances: np.ndarray, slack: float) -> np.ndarray:
     """(T, K, B) bool: which bodies a keypoint is on."""
     return distances <= distances.min(-1, keepdims=True) + slack
-
-
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval for a success rate by Wilson's score ("Probable inference", 1927), good for few trials too.
-
-    :return: (low, high); (0, 1) where nothing was tried.
-    :raises ValueError: where ``successes`` is not between 0 and ``trials``.
-    """
-    if not 0 <= successes <= trials:
-        raise ValueError(f"successes must lie between 0 and trials, not {successes} of {trials}")
-    if not trials:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    rate = successes / trials
-    middle = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    low = 0.0 if successes == 0 else middle - half
-    return low, 1.0 if successes == trials else middle + half
-
-
-def bootstrap_mean_interval(
-    values: object, seed: int = 0, confidence: float = 0.95, resamples: int = 10_000
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of a mean (Efron, 1979).
-
-    :param values: (N,) independent results, such as returns of episodes.
-    :return: (low, high); NaN twice where there are no values.
-    """
-    values = np.asarray(values, np.float64).ravel()
-    if not len(values):
-        return math.nan, math.nan
-    means = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))].mean(-1)
-    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
-
-
-def welch_interval(first: object, second: object, confidence: float = 0.95) -> tuple[float, float]:
-    """Welch's t interval for the difference of two means ("The generalization of Student's problem", 1947).
-
-    For the few seeds that methods are compared over, a bootstrap would be too narrow: of five against five, its 95 %
-    interval covers 87 %.
-
-    :param first: (N,) independent results, at least 2.
-    :param second: (M,) independent results of the other, at least 2.
-    :return: (low, high) of mean(first) - mean(second); NaN twice where one of them has fewer than 2.
-    """
-    first, second = np.asarray(first, np.float64).ravel(), np.asarray(second, np.float64).ravel()
-    if min(len(first), len(second)) < 2:
-        return math.nan, math.nan
-    parts = np.array([v.var(ddof=1) / len(v) for v in (first, second)])
-    middle, variance = float(first.mean() - second.mean()), float(parts.sum())
-    if variance == 0:
-        return middle, middle
-    freedom = variance**2 / (parts**2 / [len(first) - 1, len(second) - 1]).sum()
-    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(variance)
-    return middle - half, middle + half
-
-
-def interquartile_mean(values: object) -> float:
-    """The mean of the middle half, a quarter (rounded down) cut from either end.
-
-    Source: Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice", 2021.
-
-    :param values: any shape, flattened. NaN where there are none.
-    """
-    values = np.sort(np.asarray(values, np.float64).ravel())
-    cut = len(values) // 4
-    return float(values[cut : len(values) - cut].mean()) if len(values) else math.nan
 
 
 def _sightings(distances: object, confident: object) -> tuple[np.ndarray, np.ndarray]:

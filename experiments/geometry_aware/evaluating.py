@@ -38,8 +38,8 @@ from kp3d_rl.geometry_aware.metrics import judge_synthesis, mpjpe, pmpjpe
 from kp3d_rl.geometry_aware.network import GeometryAwareNetwork
 from kp3d_rl.geometry_aware.regression import FittedRegressor, Lifter, PoseRegressor, RegressionConfig, fit
 from kp3d_rl.geometry_aware.skeleton import SkeletonViews, relative_rotation
-from kp3d_rl.metrics import bootstrap_mean_interval
 from kp3d_rl.options import bounded, check_options
+from kp3d_rl.statistics import bootstrap_mean_interval
 from kp3d_rl.storage.files import write_tensors
 
 FRACTIONS = (0.001, 0.01, 0.1, 1.0)

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from agents.finite import require_finite
-from kp3d_rl.metrics import bootstrap_mean_interval, wilson_interval
+from kp3d_rl.statistics import bootstrap_mean_interval, wilson_interval
 
 EVALUATION_SEED = 10_000_000
 """First seed of ``evaluate``; training stays below (:data:`experiments.training.building.SEEDS_PER_RUN`)."""

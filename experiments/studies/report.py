@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.options.config import RunConfig
 from experiments.runs import ORIGIN, Run
-from kp3d_rl.metrics import interquartile_mean, welch_interval, wilson_interval
+from kp3d_rl.statistics import interquartile_mean, welch_interval, wilson_interval
 
 SERIES = {
     "evaluated_success_at_end": "evaluation/success_at_end",

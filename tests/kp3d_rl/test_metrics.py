@@ -6,13 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
-from scipy.stats import ttest_ind
 
 from kp3d_rl.metrics import (
-    bootstrap_mean_interval,
     constant_probe,
-    interquartile_mean,
     median_distances,
     moving_bodies,
     own_bodies,
@@ -20,8 +16,6 @@ from kp3d_rl.metrics import (
     same_body_share,
     split_episodes,
     view_disagreement,
-    welch_interval,
-    wilson_interval,
 )
 
 
@@ -220,50 +214,3 @@ def test_keypoints_glued_to_bodies_are_at_no_distance_and_on_their_own_body():
     only_those = np.zeros((21, 4), bool)
     only_those[:8] = True
     assert own_bodies(distances, only_those)[0] == 1
-
-
-@pytest.mark.parametrize("k, n", [(0, 10), (10, 10), (3, 7), (19, 20), (50, 100), (0, 1), (1, 1)])
-@pytest.mark.parametrize("confidence", [0.95, 0.9])
-def test_wilson_interval_agrees_with_scipy(k, n, confidence):
-    expected = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(k, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-def test_wilson_interval_at_the_ends():
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-    assert wilson_interval(0, 20)[0] == 0.0 and wilson_interval(20, 20)[1] == 1.0
-    for k, n in ((3, 2), (-1, 2)):
-        with pytest.raises(ValueError, match="between 0 and trials"):
-            wilson_interval(k, n)
-
-
-def test_bootstrap_interval_agrees_with_scipy_and_with_the_normal_one():
-    values = np.random.default_rng(0).exponential(size=60)
-    low, high = bootstrap_mean_interval(values, seed=1)
-    scipy = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=9999, rng=0).confidence_interval
-    assert (low, high) == pytest.approx((scipy.low, scipy.high), abs=0.02)
-    assert low < values.mean() < high
-    assert bootstrap_mean_interval(values, seed=1) == (low, high)
-    assert bootstrap_mean_interval([3.0]) == (3.0, 3.0)
-    assert all(math.isnan(x) for x in bootstrap_mean_interval([]))
-    narrow = bootstrap_mean_interval(values, seed=1, confidence=0.5)
-    assert low < narrow[0] < narrow[1] < high
-
-
-@pytest.mark.parametrize("count", [1, 3, 4, 5, 10, 31])
-def test_interquartile_mean_agrees_with_scipy(count):
-    values = np.random.default_rng(count).normal(size=count)
-    assert interquartile_mean(values) == pytest.approx(stats.trim_mean(values, 0.25))
-    assert math.isnan(interquartile_mean([]))
-
-
-def test_welch_agrees_with_scipy_and_covers_what_it_says() -> None:
-    generator = np.random.default_rng(0)
-    first, second = generator.normal(3.0, 1.0, 5), generator.normal(1.0, 4.0, 3)
-    reference = ttest_ind(first, second, equal_var=False).confidence_interval(0.9)
-    assert welch_interval(first, second, 0.9) == pytest.approx((reference.low, reference.high))
-    draws = generator.normal(0.0, 1.0, (2000, 2, 5))
-    covered = [low <= 0.0 <= high for low, high in (welch_interval(a, b) for a, b in draws)]
-    assert 0.93 < np.mean(covered) < 0.975
-    assert welch_interval([1, 1], [0, 0]) == (1.0, 1.0)
-    assert np.isnan(welch_interval([1.0], [1.0, 2.0])).all()
