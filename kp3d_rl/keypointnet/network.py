@@ -121,6 +121,10 @@ def faces_right(tips: Tensor) -> Tensor:
 class KeypointNet(nn.Module):
     """Finds keypoints and their depths in an image, told which way the object faces.
 
+    It is told in two ways: as a fourth channel, the original's way; and each keypoint has maps of its own for objects
+    that face right and for others. With the channel alone, cars, whose ends look alike, came to keypoints along the
+    vertical axis, which say nothing of where they face.
+
     :param config: of the network.
     """
 
@@ -128,7 +132,7 @@ class KeypointNet(nn.Module):
         super().__init__()
         self.config = KeypointNetConfig() if config is None else config
         self.orientation = OrientationNetwork(self.config)
-        self.network = DilatedNetwork(4, 2 * self.config.keypoints, self.config.width, self.config)
+        self.network = DilatedNetwork(4, 4 * self.config.keypoints, self.config.width, self.config)
 
     def forward(self, images: Tensor, right: Tensor) -> FoundKeypoints:
         """Find them.
@@ -140,7 +144,7 @@ class KeypointNet(nn.Module):
         layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else None
         stacked = torch.cat([images, flag], 1)
         maps = self.network(stacked if layout is None else stacked.contiguous(memory_format=layout))
-        logits, depths = maps.chunk(2, 1)
+        logits, depths = torch.where(right.view(-1, 1, 1, 1), *maps.chunk(2, 1)).chunk(2, 1)
         heat = softmax2d(logits)
         return FoundKeypoints(
             soft_argmax(heat, *self.network.grids(*images.shape[-2:])), expected_value(heat, depths), heat

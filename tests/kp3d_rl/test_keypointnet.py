@@ -279,3 +279,17 @@ def test_what_makes_no_sense_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_each_way_an_object_faces_has_maps_of_its_own() -> None:
+    """Gradients of what faces right reach half of the last layer; images of a batch are told one by one."""
+    torch.manual_seed(0)
+    net = KeypointNet(KeypointNetConfig(keypoints=4, width=16, stride=4))
+    images, right = torch.rand(3, 3, 32, 32), torch.tensor([True, False, True])
+    together = net(images, right)
+    for number in range(3):
+        alone = net(images[number : number + 1], right[number : number + 1])
+        torch.testing.assert_close(together.uv[number], alone.uv[0], atol=0.05, rtol=0.01)
+    net(images, torch.ones(3, dtype=torch.bool)).uv.square().sum().backward()
+    gradient = net.network.head.weight.grad
+    assert gradient is not None and gradient[:4].any() and not gradient[8:].any()
