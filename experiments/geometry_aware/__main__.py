@@ -13,7 +13,6 @@ from torch import nn
 from envs.renderers import Renderer, make_renderer
 from envs.scenes.clips import VALIDATION
 from envs.scenes.people import ring
-from experiments.geometry_aware.config import GeometryAwareRunConfig
 from experiments.geometry_aware.folder import GeometryAwareRun, Stage
 from experiments.geometry_aware.presets import PRESETS
 from experiments.geometry_aware.seeing import (
@@ -27,11 +26,9 @@ from experiments.geometry_aware.seeing import (
     said_usable,
     views_to_learn_from,
 )
-from experiments.options.cli import parse, run_main
-from experiments.options.presets import expanded_by
-from experiments.runs.plain import resumed
+from experiments.options.cli import run_main
 from experiments.training.building import choose_device, use_threads
-from experiments.training.gradient_steps import carry_out, make_steps, take_up
+from experiments.training.gradient_steps import carry_out, make_steps, open_run, take_up
 from experiments.training.recording import StopRequest
 from kp3d_rl.bootstrapping.training import DetectorTraining
 from kp3d_rl.geometry_aware.metrics import judge_synthesis
@@ -44,22 +41,9 @@ NAMES: dict[Stage, str] = {"detector": "2D detector", "synthesis": "view synthes
 
 def main(argv: Sequence[str]) -> int:
     """Open or make the run, then learn what is left of its stages."""
-    run = open_run(argv)
+    run = open_run(GeometryAwareRun, PRESETS, argv)
     use_threads(run.config.threads)
     return carry_out(run, lambda stop: None if run.finished else learn(run, stop))
-
-
-def open_run(argv: Sequence[str]) -> GeometryAwareRun:
-    """A new run, or the one that is to be gone on with.
-
-    :param argv: options of a new run, or ``--resume`` and a folder.
-    """
-    path = resumed(argv)
-    if path is not None:
-        return GeometryAwareRun.open(path)
-    config = parse(GeometryAwareRunConfig, expanded_by(PRESETS, argv))
-    choose_device(config.device)
-    return GeometryAwareRun.create(config)
 
 
 def learn(run: GeometryAwareRun, stop: StopRequest) -> None:

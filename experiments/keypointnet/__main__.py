@@ -11,15 +11,12 @@ from collections.abc import Sequence
 import torch
 
 from envs.renderers import make_renderer
-from experiments.keypointnet.config import KeypointNetRunConfig
 from experiments.keypointnet.filming import film_test, film_training
 from experiments.keypointnet.folder import KeypointNetRun
 from experiments.keypointnet.presets import PRESETS
-from experiments.options.cli import parse, run_main
-from experiments.options.presets import expanded_by
-from experiments.runs.plain import resumed
+from experiments.options.cli import run_main
 from experiments.training.building import choose_device, use_threads
-from experiments.training.gradient_steps import carry_out, make_steps, take_up
+from experiments.training.gradient_steps import carry_out, make_steps, open_run, take_up
 from experiments.training.recording import StopRequest
 from kp3d_rl.keypointnet.metrics import judge_pairs
 from kp3d_rl.keypointnet.network import KeypointNet
@@ -28,22 +25,9 @@ from kp3d_rl.keypointnet.training import KeypointNetTraining, ViewsOfObjects
 
 def main(argv: Sequence[str]) -> int:
     """Open or make the run, film, then make what is left of its steps."""
-    run = open_run(argv)
+    run = open_run(KeypointNetRun, PRESETS, argv)
     use_threads(run.config.threads)
     return carry_out(run, lambda stop: None if run.finished else train(run, stop))
-
-
-def open_run(argv: Sequence[str]) -> KeypointNetRun:
-    """A new run, or the one that is to be gone on with.
-
-    :param argv: options of a new run, or ``--resume`` and a folder.
-    """
-    path = resumed(argv)
-    if path is not None:
-        return KeypointNetRun.open(path)
-    config = parse(KeypointNetRunConfig, expanded_by(PRESETS, argv))
-    choose_device(config.device)
-    return KeypointNetRun.create(config)
 
 
 def train(run: KeypointNetRun, stop: StopRequest) -> None:

@@ -42,7 +42,7 @@ def write_report(docs: Path, jobs: Sequence[Job]) -> None:
     draw(rows, docs / f"{NAME}.png")
     for job in jobs:
         if job.member.name in CATEGORIES and job.seed == 0:
-            shutil.copyfile(job.folder / "keypoints.png", docs / f"{NAME}-{job.category}.png")
+            shutil.copyfile(job.folder / "keypoints.png", docs / f"{NAME}-{job.home}.png")
     print("\n".join(results_table(rows)))
     print(f"\nwritten to {path}")
 

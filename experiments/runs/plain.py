@@ -62,6 +62,11 @@ class PlainRun:
     HOME: ClassVar[str]
     """Where such runs are unless something else is said."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to learn."""
+        raise NotImplementedError
+
     @classmethod
     def create(cls, config: Any, root: Path = ROOT) -> Self:
         """Make a new folder; it is a whole run or not there.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from envs.errors import UserError, unknown
+from experiments.runs.folder import ROOT, folder_name
+from experiments.runs.plain import PlainRun, read_json
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,70 @@ class Job(Protocol):
         """Module and arguments that make the run, or go on with it."""
 
 
+@dataclass(frozen=True)
+class JudgedJob(ABC):
+    """A run that is judged by itself, by a block of test data that no run is judged by while it learns."""
+
+    member: Member
+    seed: int
+
+    RUN: ClassVar[type[PlainRun]]
+    """Kind of the run."""
+    TEST_BLOCK: ClassVar[int] = 1
+
+    @property
+    @abstractmethod
+    def home(self) -> str:
+        """Where such runs are, in ``runs``."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return ROOT / folder_name(self.home) / self.member.folder_name(self.seed)
+
+    @property
+    def options(self) -> list[str]:
+        """All that is typed to make it; each run keeps to one core."""
+        return ["--run", self.folder.name, "--seed", str(self.seed), "--threads", "1", *self.member.arguments.split()]
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to learn."""
+        return self.folder.is_dir() and self.RUN.open(self.folder).finished
+
+    @property
+    def judged(self) -> bool:
+        """Whether the result is judged by the study's test data."""
+        path = self.folder / "eval.json"
+        found = read_json(path) if path.is_file() else {}
+        return found.get("seed") == self.TEST_BLOCK and found.get("finished") is True and not found.get("seen")
+
+    def command(self) -> list[str]:
+        """Makes the run, or goes on with it."""
+        argv = ["--resume", str(self.folder)] if self.folder.is_dir() else self.options
+        return [f"experiments.{self.RUN.PROGRAM.replace('-', '_')}", *argv]
+
+    def judge(self) -> str | None:
+        """Judge a finished run unless that is done.
+
+        :return: its folder if that failed.
+        """
+        if self.judged or not self.finished:
+            return None
+        command = ["experiments.evaluate", "--run", str(self.folder), "--seed", str(self.TEST_BLOCK)]
+        return carried_out(self.folder, command)
+
+    def record(self) -> dict[str, Any]:
+        """What was measured, with what was typed, where and when: a row of the study's data."""
+        run = self.RUN.open(self.folder)
+        typed = f'make {self.RUN.PROGRAM} RUN={self.folder.name} SEED={self.seed} ARGS="{" ".join(self.options[4:])}"'
+        about = {"section": "result", "condition": self.member.name, "command": typed}
+        trained = {"trained": read_json(self.folder / "origin.json"), "steps": run.config.training.steps}
+        return about | read_json(self.folder / "eval.json") | trained | {
+            "seed": self.seed, "minutes": run.rows()[-1]["minutes"]
+        }  # fmt: skip
+
+
 Stage = tuple[Callable[[Any], str | None], Iterable[Any]]
 """A function that does the work on one of the things beside it and returns the folder of a run that failed."""
 
@@ -84,6 +151,24 @@ def judged(kind: Callable[[Member, int], Kind], members: Sequence[Member]) -> li
     """
     every = [kind(member, seed) for member in members for seed in range(member.seeds)]
     return [job for job in every if job.finished and job.judged]
+
+
+def run_judged(
+    study: str, members: Sequence[Member], kind: Callable[[Member, int], JudgedJob],
+    only: Sequence[str] | None, seeds: int, jobs: int,
+) -> None:  # fmt: skip
+    """Run and judge what is missing.
+
+    :param study: its name.
+    :param members: all that it has.
+    :param kind: makes a job of a member and a seed.
+    :param only: names of members; None is all of them.
+    :param seeds: at most so many of each; 0 is as many as the study has.
+    :param jobs: runs at a time.
+    :raises UserError: for an unknown member, or if a program failed, when all others are done.
+    """
+    asked = [kind(*one) for one in asked_for(study, members, only, seeds)]
+    do_all([(perform, asked), (JudgedJob.judge, asked)], jobs)
 
 
 def perform(job: Job) -> str | None:

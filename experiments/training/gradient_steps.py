@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from envs.errors import UserError
-from experiments.runs.plain import PlainRun, read_tensors
+from experiments.options.cli import parse
+from experiments.options.presets import expanded_by
+from experiments.runs.plain import PlainRun, read_tensors, resumed
+from experiments.training.building import choose_device
 from experiments.training.progress import Progress
 from experiments.training.recording import StopRequest
 from kp3d_rl.gradient_training import GradientTraining
@@ -20,6 +24,25 @@ SAVE_EVERY = 60.0
 
 class Stopped(Exception):
     """A signal asked to stop; what was done so far is on the disk."""
+
+
+Run = TypeVar("Run", bound=PlainRun)
+
+
+def open_run(kind: type[Run], presets: Mapping[str, Mapping[str, str | None]], argv: Sequence[str]) -> Run:
+    """A new run, or the one that is to be gone on with.
+
+    :param kind: of the run.
+    :param presets: options and their values by name (:func:`experiments.options.presets.expanded_by`).
+    :param argv: options of a new run, or ``--resume`` and a folder.
+    :raises UserError: where it cannot be.
+    """
+    path = resumed(argv)
+    if path is not None:
+        return kind.open(path)
+    config = parse(kind.CONFIG, expanded_by(presets, argv))
+    choose_device(config.device)
+    return kind.create(config)
 
 
 def carry_out(run: PlainRun, work: Callable[[StopRequest], None]) -> int:

@@ -30,7 +30,7 @@ class RegressionConfig:
 
     hidden: int = bounded(1024, least=1, most=65_536)
     lifter: int = bounded(512, least=1, most=65_536)
-    steps: int = bounded(3000, least=1, most=10_000_000)
+    steps: int = bounded(2000, least=1, most=10_000_000)
     batch_size: int = bounded(256, least=2, most=65_536)
     learning_rate: float = bounded(1e-3, above=0, most=1)
     weight_decay: float = bounded(1e-3, least=0, most=10)

@@ -22,7 +22,7 @@ from kp3d_rl.keypointnet.losses import (
     relative_pose_loss,
     silhouette_loss,
 )
-from kp3d_rl.keypointnet.network import FoundKeypoints, KeypointNet, faces_right
+from kp3d_rl.keypointnet.network import FoundKeypoints, KeypointNet, rightness
 from kp3d_rl.losses import variance_loss
 from kp3d_rl.networks import to_input
 from kp3d_rl.options import bounded, check_options
@@ -144,8 +144,8 @@ class KeypointNetTraining(GradientTraining):
         images = to_input(self.data.images[objects.unsqueeze(1), views].to(device).flatten(0, 1))
         tips = network.orientation(images).unflatten(0, views.shape)
         guided = self.step < self.config.guided * self.config.steps
-        right = faces_right(axis_tips(rig) if guided else tips).flatten()
-        found = network(images, right)
+        right = rightness(axis_tips(rig) if guided else tips.detach(), rig.width)
+        found = network(images, right.flatten())
         points = points_of(found, rig, self.data.distance)
         terms = {"orientation": orientation_loss(rig, tips)}
         if self.config.supervised:

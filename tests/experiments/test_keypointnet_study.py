@@ -31,7 +31,7 @@ def test_every_member_is_a_valid_command_line_and_differs_in_what_its_name_says(
     for member in MEMBERS:
         job = Job(member, 2)
         config = parse(KeypointNetRunConfig, expanded_by(PRESETS, job.options))
-        assert config.category == job.category and config.seed == 2 and config.threads == 1
+        assert config.category == job.home and config.seed == 2 and config.threads == 1
         assert config.training.supervised == ("supervised" in member.name)
         assert (config.training.loss.pose == 0) == ("without pose" in member.name)
         assert (config.training.loss.consistency == 0) == ("without consistency" in member.name)

@@ -18,7 +18,7 @@ from kp3d_rl.keypointnet.losses import (
     relative_pose_loss,
     silhouette_loss,
 )
-from kp3d_rl.keypointnet.network import KeypointNet, KeypointNetConfig, faces_right
+from kp3d_rl.keypointnet.network import KeypointNet, KeypointNetConfig, faces_right, rightness
 from kp3d_rl.keypointnet.training import KeypointNetTraining, KeypointNetTrainingConfig, ViewsOfObjects, points_of
 from tests.kp3d_rl.rigs import normal
 
@@ -195,7 +195,7 @@ def test_the_network_is_told_the_truth_first_and_its_own_opinion_later(monkeypat
     monkeypatch.setattr(net, "forward", lambda images, right: told.append(right) or forward(images, right))
     for _ in range(4):
         training.advance()
-    assert all(not flags.all() for flags in told[:2]) and all(flags.all() for flags in told[2:])
+    assert all((flags < 0.5).any() for flags in told[:2]) and all((flags > 0.5).all() for flags in told[2:])
 
 
 def test_pieces_of_a_batch_add_up_to_the_mean_of_their_gradients(monkeypatch):
@@ -281,15 +281,23 @@ def test_what_makes_no_sense_is_refused():
             make()
 
 
-def test_each_way_an_object_faces_has_maps_of_its_own() -> None:
+def test_each_way_an_object_faces_has_maps_of_its_own_and_from_an_end_they_blend() -> None:
     """Gradients of what faces right reach half of the last layer; images of a batch are told one by one."""
     torch.manual_seed(0)
-    net = KeypointNet(KeypointNetConfig(keypoints=4, width=16, stride=4))
-    images, right = torch.rand(3, 3, 32, 32), torch.tensor([True, False, True])
+    net = KeypointNet(SMALL)
+    images, right = torch.rand(3, 3, 32, 32), torch.tensor([1.0, 0.0, 0.5])
     together = net(images, right)
     for number in range(3):
         alone = net(images[number : number + 1], right[number : number + 1])
-        torch.testing.assert_close(together.uv[number], alone.uv[0], atol=0.05, rtol=0.01)
-    net(images, torch.ones(3, dtype=torch.bool)).uv.square().sum().backward()
+        torch.testing.assert_close(together.uv[number], alone.uv[0])
+    net(images, torch.ones(3)).uv.square().sum().backward()
     gradient = net.network.head.weight.grad
-    assert gradient is not None and gradient[:4].any() and not gradient[8:].any()
+    assert gradient is not None and gradient[8:].any() and not gradient[:8].any()
+    assert not torch.allclose(together.uv[2], net(images[2:], torch.ones(1)).uv[0])
+
+
+def test_facing_is_sure_from_the_side_and_even_from_an_end() -> None:
+    tips = torch.tensor([[[50.0, 9.0], [14.0, 9.0]], [[14.0, 9.0], [50.0, 9.0]], [[32.0, 40.0], [32.0, 30.0]]])
+    found = rightness(tips, 64)
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.5]), atol=1e-4, rtol=0)
+    assert torch.equal(found > 0.5, faces_right(tips))
