@@ -112,7 +112,7 @@ def draw(
             for number, found in views.items()
         ]
         side = scale * images.shape[2]
-        turning = plot3d(points[frame].numpy(), None, box, azimuth, side, subject.bones)
+        turning = plot3d(points[frame].numpy(), None, box, azimuth, side, subject.bones, subject.groups)
         yield tile([*pictures, caption(turning, f"round {max(detectors)}, {others.shape[1]} views")])
 
 
