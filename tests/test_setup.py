@@ -267,6 +267,7 @@ FAKE_PYTHON = """#!/bin/bash
 echo "$*" >>"$LOG"
 case "$*" in
     "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    *"--only-binary pybullet"*) exit "${PYBULLET_EXIT:-0}" ;;
     *"-m pip install"*) exit "${PIP_EXIT:-0}" ;;
     *gl_info*) exit "${OPENGL_EXIT:-0}" ;;
     *"version_info[:2]"*) echo 3.11 ;;
@@ -353,6 +354,13 @@ def test_setup_without_opengl_says_what_to_type_and_goes_on(checkout):
     assert "sudo apt-get install libegl1" in done.stderr and "MuJoCo Warp" in done.stderr
     extras = "[test,warp,contrib,metaworld,hand,meshes]"
     assert extras in checkout.log.read_text(), "the renderer that needs no OpenGL is installed"
+
+
+def test_setup_without_a_package_of_pybullet_says_what_does_not_work_and_goes_on(checkout):
+    done = checkout.setup(PYBULLET_EXIT="1")
+    assert done.returncode == 0 and checkout.stamped
+    assert "make geometry-aware needs Python 3.11" in done.stderr
+    assert "make geometry-aware" not in checkout.setup(PYBULLET_EXIT="1").stderr, "it fits: nothing is tried again"
 
 
 def test_torch_can_come_from_another_index(checkout):

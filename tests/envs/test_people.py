@@ -27,6 +27,8 @@ from envs.scenes.people import (
 )
 from envs.visual_model import VisualModel
 
+pytest.importorskip("pybullet_data", reason="PyBullet has packages for Python 3.11 alone")
+
 STANDING = np.tile([1.0, 0.0, 0.0, 0.0], (13, 1))
 
 

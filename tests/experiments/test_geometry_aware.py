@@ -48,6 +48,8 @@ from experiments.training import gradient_steps
 from kp3d_rl.gradient_training import GradientTraining
 from tests.experiments.conftest import run_in, run_in_this_process
 
+pytest.importorskip("pybullet_data", reason="PyBullet has packages for Python 3.11 alone")
+
 TINY = (
     "--threads 1 --poses 24 --bodies 3 --test-bodies 2 --cameras 3 --views 3 --evaluate-every 2 --network.width 8 "
     "--network.points 6 --network.size 32 --training.steps 5 --training.batch-size 4"
