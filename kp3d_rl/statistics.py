@@ -16,8 +16,6 @@ from scipy import stats
 
 Statistic = Callable[..., np.ndarray]
 """Of tables (..., R, T), one or more, to numbers (...) or (..., N)."""
-FEWEST = 5
-"""Runs of each task from which on a probability of improvement says something."""
 _CHUNK = 2_000_000
 
 

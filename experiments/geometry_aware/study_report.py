@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.errors import UserError
 from experiments.geometry_aware.evaluating import draw, table
 from experiments.geometry_aware.study import MEMBERS, NAME, Job, rows_of
 from experiments.records import record
-from experiments.runs.folder import ROOT
+from experiments.studies.plain import report_file
 
 Rows = Sequence[dict[str, Any]]
 
@@ -25,10 +24,7 @@ def write_report(docs: Path, jobs: Sequence[Job]) -> None:
     :param jobs: runs that are judged.
     :raises UserError: where there are none.
     """
-    if not jobs:
-        raise UserError(f"no run of study '{NAME}' is finished yet in {ROOT}")
-    docs.mkdir(exist_ok=True)
-    path = docs / f"{NAME}.json"
+    path = report_file(docs, NAME, jobs)
     rows = record(path, rows_of(jobs), same=("section", "condition", "seed"))
     if found := fits(rows, MEMBERS[0].name):
         draw(found, docs / f"{NAME}.png")

@@ -171,6 +171,20 @@ def run_judged(
     do_all([(perform, asked), (JudgedJob.judge, asked)], jobs)
 
 
+def report_file(docs: Path, study: str, jobs: Sequence[Any]) -> Path:
+    """Where a study's data go; the folder is made where it is missing.
+
+    :param docs: folder to write to.
+    :param study: its name.
+    :param jobs: runs that are judged.
+    :raises UserError: where there are none.
+    """
+    if not jobs:
+        raise UserError(f"no run of study '{study}' is finished yet in {ROOT}")
+    docs.mkdir(exist_ok=True)
+    return docs / f"{study}.json"
+
+
 def perform(job: Job) -> str | None:
     """Make a run, or what is left of it.
 
