@@ -9,7 +9,7 @@ PRESETS := $(if $(PRESET),--preset $(PRESET))
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tasks study train pretrain bootstrap keypointnet geometry-aware evaluate export probe video bench profile soak preview doctor test test-all lint clean
+.PHONY: help setup tasks study train pretrain bootstrap keypointnet geometry-aware evaluate export probe video sweep bench profile soak preview doctor test test-all lint clean
 
 help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,9 @@ tasks: setup ## what every registered environment's cameras see, and what its sc
 
 study: setup ## conditions against each other over seeds, into docs/: make study ARGS="--name learning"
 	@exec $(PYTHON) -m experiments.study $(ARGS)
+
+sweep: setup ## every run of a plan, on this machine or a ray cluster: make sweep PLAN=docs/plans/reach.yaml
+	@exec $(PYTHON) -m experiments.sweep $(if $(PLAN),--plan $(PLAN)) $(ARGS)
 
 bench: setup ## how fast it is here, against what one would write without it; into docs/: minutes
 	@$(GL) exec $(PYTHON) -m experiments.bench $(ARGS)

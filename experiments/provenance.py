@@ -28,11 +28,11 @@ def circumstances(config: RunConfig) -> dict[str, str | int]:
 
     :param config: of the run.
     """
-    versions: dict[str, str | int] = {name: _version(name) for name in NUMERICAL}
+    versions: dict[str, str | int] = {name: version(name) for name in NUMERICAL}
     renderer = chosen_backend(config.render.backend) if config.encoder.sees else "none"
     own: dict[str, str | int] = {"threads": torch.get_num_threads(), "renderer": renderer, "machine": _machine()}
     own["gpu"] = torch.cuda.get_device_name() if config.device != "cpu" and torch.cuda.is_available() else "none"
-    return own | {"python": platform.python_version(), "code": _code()} | versions
+    return own | {"python": platform.python_version(), "code": code()} | versions
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,14 +42,14 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @functools.cache
-def _code() -> str:
+def code() -> str:
     """The commit that this process runs, and whether any code of it was changed."""
     changed = _git("diff", "--quiet", "HEAD", "--", ":/*.py").returncode
     return f"{origin()['commit']}{'-changed' if changed == 1 else ''}"
 
 
 @functools.cache
-def _version(library: str) -> str:
+def version(library: str) -> str:
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:

@@ -250,6 +250,7 @@ def test_every_target_is_phony():
         ("video", {"RUN": "r", "DEVICE": "cuda"}, "-m experiments.video --run r --device cuda"),
         ("preview", {"ENV": "e", "CAMERAS": "c"}, '-m experiments.preview --env e --cameras "c"'),
         ("doctor", {}, "-m experiments.doctor"),
+        ("sweep", {"PLAN": "p.yaml", "ARGS": "--jobs 2"}, "-m experiments.sweep --plan p.yaml --jobs 2"),
     ],
 )
 def test_targets_forward_only_what_is_given(target, variables, command):
@@ -352,7 +353,7 @@ def test_setup_without_opengl_says_what_to_type_and_goes_on(checkout):
     done = checkout.setup(OPENGL_EXIT="1")
     assert done.returncode == 0 and checkout.stamped
     assert "sudo apt-get install libegl1" in done.stderr and "MuJoCo Warp" in done.stderr
-    extras = "[test,warp,contrib,metaworld,hand,meshes]"
+    extras = "[test,warp,contrib,metaworld,hand,meshes,cluster]"
     assert extras in checkout.log.read_text(), "the renderer that needs no OpenGL is installed"
 
 

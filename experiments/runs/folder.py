@@ -203,23 +203,42 @@ class Run:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, what: str = "training") -> Iterator[None]:
     """Keep every other training out of a run folder; the system lets go of the lock however this process ends.
 
     :param path: of the run.
-    :raises UserError: where another training is at work there.
+    :param what: is at work there, as messages have it.
+    :raises UserError: where another one is at work there.
     """
     lock = FileLock(path / LOCK, timeout=0, fallback_to_soft=False)  # which a kill would leave
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"another training is at work in {path}: wait for its end or stop it") from None
+        raise UserError(f"another {what} is at work in {path}: wait for its end or stop it") from None
     except (NotImplementedError, OSError) as error:  # some network file systems have no locks
-        print(f"warning: {path} cannot be locked ({error}): let no other training work there", file=sys.stderr)
+        print(f"warning: {path} cannot be locked ({error}): let no other {what} work there", file=sys.stderr)
     try:
         yield
     finally:
         lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a training is at work in a run folder, as far as its file system can tell.
+
+    :param path: of the run, which need not be there.
+    """
+    if not (path / LOCK).is_file():
+        return False
+    lock = FileLock(path / LOCK, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except (NotImplementedError, OSError):
+        return False
+    lock.release()
+    return False
 
 
 def require_contained(path: Path) -> None:
