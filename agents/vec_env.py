@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from agents.finite import require_finite
 from agents.worker_env import WorkerVecEnv
+from envs.remote import RayLink
 
 HELD_STEPS = 8
 """Steps of a task for which a random action is held, so that it gets somewhere."""
@@ -96,16 +97,21 @@ class CheckFinite(VecEnvWrapper):
         return require_finite("observation", observations), require_finite("reward", rewards), dones, infos
 
 
-def make_vec_env(constructors: Sequence[Callable[[], gym.Env]], seed: int | None = None, workers: int = 1) -> VecEnv:
+def make_vec_env(
+    constructors: Sequence[Callable[[], gym.Env]], seed: int | None = None, workers: int = 1, remote: bool = False
+) -> VecEnv:
     """Environments side by side.
 
     :param constructors: one per environment; with workers, they are sent to other processes.
     :param workers: processes that step and render them; 1: they step one after the other in this process and share its
         renderer.
     :param seed: environment i is reset with ``seed + i`` the first time.
+    :param remote: have the workers on the nodes of the ray cluster that :func:`envs.remote.join` has joined.
     :return: episode returns, lengths and successes are in ``info["episode"]`` at an episode's end.
     """
     workers = min(workers, len(constructors))
+    if remote:
+        return watched_over(WorkerVecEnv(constructors, workers, RayLink), seed)
     inner = WorkerVecEnv(constructors, workers) if workers > 1 else DummyVecEnv(list(constructors))
     return watched_over(inner, seed)
 

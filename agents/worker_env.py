@@ -10,6 +10,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from envs.links import Link, ProcessLink
 from envs.worker import full_name
 from envs.workers import Workers
 
@@ -21,10 +22,13 @@ class WorkerVecEnv(VecEnv):
 
     :param constructors: one per environment.
     :param workers: processes.
+    :param link: kind of the connection to them; :class:`envs.remote.RayLink` has them on other machines.
     """
 
-    def __init__(self, constructors: Sequence[Callable[[], gym.Env]], workers: int) -> None:
-        self.workers = Workers(constructors, workers)
+    def __init__(
+        self, constructors: Sequence[Callable[[], gym.Env]], workers: int, link: Callable[..., Link] = ProcessLink
+    ) -> None:
+        self.workers = Workers(constructors, workers, link)
         super().__init__(len(constructors), self.workers.observation_space, self.workers.action_space)
 
     def reset(self) -> VecEnvObs:

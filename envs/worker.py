@@ -10,8 +10,10 @@ import functools
 import importlib
 import mmap
 import os
+import pickle
+import tempfile
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,6 +23,14 @@ import numpy as np
 
 from envs import snapshots
 from envs.errors import UserError
+
+
+def memory_file() -> int:
+    """File descriptor of memory without a name, which its last user's end frees."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("kp3d_rl observations")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def map_arrays(space: gym.spaces.Dict, count: int, memory: int) -> dict[str, np.ndarray]:
@@ -51,17 +61,35 @@ def main(connection: int, memory: int) -> None:
     :param connection: file descriptor of a two-way connection.
     :param memory: file descriptor of the shared memory for observations.
     """
-    pipe = Connection(connection)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed, or is no more
+    serve(Connection(connection), lambda recipe: Host(*cloudpickle.loads(recipe), memory))
+
+
+SHOWING = ("reset", "step", "load")
+"""Commands after which there are new observations."""
+
+
+def serve(pipe: Connection, make: Callable[[bytes], Host], show: bool = False) -> None:
+    """Make the environments, then do as commanded until the other end closes.
+
+    :param pipe: to whoever commands; a recipe comes first.
+    :param make: makes the environments of a recipe.
+    :param show: whether a second message follows each answer: the new observations, for who shares no memory.
+    """
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the other end closed, or is no more
         recipe = pipe.recv_bytes()
-        host = _answer(pipe, 0, lambda: Host(*cloudpickle.loads(recipe), memory), lambda host: host.spaces)
-        while host is not None:
+        host, answer = answered(0, lambda: make(recipe), lambda host: host.spaces)
+        name = ""
+        while True:
+            pipe.send_bytes(answer)
+            if show:
+                pipe.send_bytes(pickle.dumps(host.newest() if name in SHOWING else {}, pickle.HIGHEST_PROTOCOL))
+            if host is None:
+                return
             number, name, arguments = cloudpickle.loads(pipe.recv_bytes())
             if name == "close":
                 break
-            _answer(pipe, number, functools.partial(getattr(host, name), *arguments), lambda result: result)
-        if host is not None:
-            host.close()
+            _, answer = answered(number, functools.partial(getattr(host, name), *arguments), lambda value: value)
+        host.close()
 
 
 class NoSuchAttribute(AttributeError):
@@ -143,6 +171,10 @@ class Host:
             self._show(row, observation)
         return reasons
 
+    def newest(self) -> dict[str, np.ndarray]:
+        """The newest observations of the environments here, in their order: (R, ...) by name."""
+        return {key: array[list(self.envs)] for key, array in self.arrays.items()}
+
     def close(self) -> None:
         """Close all environments."""
         for env in self.envs.values():
@@ -190,16 +222,20 @@ def _layers(env: gym.Env) -> Iterator[gym.Env]:
         env = env.env
 
 
-def _answer(pipe: Connection, number: int, act: Any, tell: Any) -> Any:
-    """Act and send, with the command's number, what is to be told of the result, or what went wrong."""
+def answered(number: int, act: Callable[[], Any], tell: Callable[[Any], Any]) -> tuple[Any, bytes]:
+    """Act.
+
+    :param number: of the command.
+    :param act: does it.
+    :param tell: what is to be told of the result.
+    :return: the result, None where something went wrong; and the answer: number, kind, and what is told.
+    """
     try:
         result = act()
-        answer = cloudpickle.dumps((number, "done", tell(result)))
+        return result, cloudpickle.dumps((number, "done", tell(result)))
     except UserError as error:
-        result, answer = None, cloudpickle.dumps((number, "refused", str(error)))
+        return None, cloudpickle.dumps((number, "refused", str(error)))
     except NoSuchAttribute as error:
-        result, answer = None, cloudpickle.dumps((number, "absent", str(error)))
+        return None, cloudpickle.dumps((number, "absent", str(error)))
     except Exception:
-        result, answer = None, cloudpickle.dumps((number, "failed", traceback.format_exc()))
-    pipe.send_bytes(answer)
-    return result
+        return None, cloudpickle.dumps((number, "failed", traceback.format_exc()))

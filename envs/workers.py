@@ -14,34 +14,22 @@ the user interrupted, is never taken for the answer to a later command.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Pipe
 from typing import Any
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
 
-from envs import registry
-from envs.decimation import WORKER
 from envs.errors import UserError
+from envs.links import Link, ProcessLink, WorkerDied
 from envs.snapshots import require_form
-from envs.worker import map_arrays, require_same_spaces
+from envs.worker import map_arrays, memory_file, require_same_spaces
 
 MOST_DEATHS = 5
 """So many deaths of workers are made up for; the next one ends the run."""
-_PATIENCE = 5.0  # seconds that a worker gets to close its environments
-
-
-class WorkerDied(Exception):
-    """A worker's end of the connection closed."""
 
 
 class Workers:
@@ -49,15 +37,18 @@ class Workers:
 
     :param constructors: of the N environments; all must have the same spaces, observations must be Dict.
     :param workers: W; neighbouring environments share a process, and its renderer.
+    :param link: kind of the connection to a worker, here or on another machine (:mod:`envs.links`, :mod:`envs.remote`).
     :raises UserError: where an environment cannot be made.
     """
 
-    def __init__(self, constructors: Sequence[Callable[[], gym.Env]], workers: int) -> None:
+    def __init__(
+        self, constructors: Sequence[Callable[[], gym.Env]], workers: int, link: Callable[..., Link] = ProcessLink
+    ) -> None:
         self.count, self.deaths = len(constructors), 0
-        self.memory = _memory_file()
+        self.memory = memory_file()
         parts = np.array_split(np.arange(self.count), min(workers, self.count))
         self._workers = [
-            _Worker({int(row): constructors[row] for row in part}, self, core)
+            link({int(row): constructors[row] for row in part}, self, core)
             for part, core in zip(parts, _cores_of(len(parts)), strict=True)
         ]
         self._close = weakref.finalize(self, _close_all, self._workers, self.memory)
@@ -78,7 +69,7 @@ class Workers:
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
-        return [worker.process.pid for worker in self._workers]
+        return [worker.pid for worker in self._workers]
 
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[dict | None]
@@ -129,6 +120,15 @@ class Workers:
     def observations(self) -> dict[str, np.ndarray]:
         """(N, ...) copies of the newest observations: workers write the next ones to the same memory."""
         return {key: values.copy() for key, values in self._arrays.items()}
+
+    def take(self, observations: Mapping[str, np.ndarray], rows: Sequence[int]) -> None:
+        """Keep observations that did not come through shared memory.
+
+        :param observations: (R, ...) by name.
+        :param rows: (R,) of whom.
+        """
+        for key, values in observations.items():
+            self._arrays[key][rows] = values
 
     def ask(self, command: str, rows: Sequence[int], *arguments: Any) -> list[Any]:
         """Ask some environments: ``get``, ``has``, ``set``, ``call``, ``save`` or ``wrapped`` (see Host in worker.py).
@@ -200,7 +200,7 @@ class Workers:
             for worker, arguments in zip(self._workers, asked, strict=True)
         ]
 
-    def _insist(self, worker: _Worker, command: str, arguments: tuple) -> Any:
+    def _insist(self, worker: Link, command: str, arguments: tuple) -> Any:
         """The answer to a command that was sent, of whoever lives to give it."""
         while True:
             try:
@@ -209,7 +209,7 @@ class Workers:
                 self._replace(worker, str(error))
                 worker.send(command, *arguments)
 
-    def _replace(self, worker: _Worker, reason: str) -> None:
+    def _replace(self, worker: Link, reason: str) -> None:
         """Start a worker again and reset its environments; the next step ends their episodes."""
         self.deaths += 1
         who = f"environment worker {self._workers.index(worker) + 1} of {len(self._workers)} died ({reason})"
@@ -232,7 +232,7 @@ class Workers:
                 first, _ = self._lost.get(row, (last[row], None))
                 self._lost[row] = (first, info)
 
-    def _restart(self, worker: _Worker) -> dict[int, dict]:
+    def _restart(self, worker: Link) -> dict[int, dict]:
         """A new process for a worker, with episodes begun; the infos of their resets by row."""
         worker.start()
         worker.receive()
@@ -242,81 +242,6 @@ class Workers:
                 worker.receive()
         worker.send("reset", dict.fromkeys(worker.rows, (None, None)))
         return worker.receive()
-
-
-class _Worker:
-    """One process and the connection to it."""
-
-    def __init__(self, constructors: Mapping[int, Callable[[], gym.Env]], pool: Workers, core: int | None) -> None:
-        self.rows = list(constructors)
-        self._core = core
-        self._memory = pool.memory
-        self._recipe = cloudpickle.dumps((registry.task_modules(), constructors, pool.count))
-        self.start()
-
-    def start(self) -> None:
-        self.pipe, theirs = Pipe()
-        # Ctrl-C, and a signal to end, reach the whole group; the parent decides what they mean, and hangs up.
-        deaf = "import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)]"
-        work = "from envs import worker; worker.main(*map(int, sys.argv[1:]))"
-        code = f"{deaf}; import sys; sys.path[:] = {sys.path!r}; {work}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, str(theirs.fileno()), str(self._memory)],
-            pass_fds=(theirs.fileno(), self._memory),
-            env=os.environ | {"OMP_NUM_THREADS": "1", WORKER: str(self.rows[0])},
-        )
-        theirs.close()
-        if self._core is not None:
-            os.sched_setaffinity(self.process.pid, {self._core})
-        self.number = 0  # of the newest command; what makes the environments is the first
-        with contextlib.suppress(OSError):  # receive() will say so
-            self.pipe.send_bytes(self._recipe)
-
-    def send(self, command: str, *arguments: Any) -> None:
-        self.number += 1
-        message = cloudpickle.dumps((self.number, command, arguments))
-        with contextlib.suppress(OSError):  # receive() will say so
-            self.pipe.send_bytes(message)
-
-    def receive(self) -> Any:
-        """The answer to the newest command, or to what makes the environments.
-
-        :raises WorkerDied: with how it ended.
-        """
-        number = -1
-        while number != self.number:  # answers that were not waited for come first
-            try:
-                self.pipe.poll(None)  # an interrupt while waiting loses nothing, one while reading would
-                number, kind, value = cloudpickle.loads(self.pipe.recv_bytes())
-            except (EOFError, OSError):
-                raise WorkerDied(self._end()) from None
-        if kind == "refused":
-            raise UserError(value)
-        if kind == "absent":
-            raise AttributeError(value)
-        if kind == "failed":
-            raise RuntimeError(f"an environment worker failed:\n{value}")
-        return value
-
-    def close(self) -> None:
-        self.send("close")
-        self.pipe.close()
-
-    def wait(self) -> None:
-        try:
-            self.process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def _end(self) -> str:
-        self.pipe.close()
-        self.wait()
-        code = self.process.returncode
-        if code < 0:
-            hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-            return f"killed by {signal.Signals(-code).name}{hint}"
-        return f"exit code {code}"
 
 
 def _cores_of(workers: int) -> list[int | None]:
@@ -332,17 +257,9 @@ def _cores_of(workers: int) -> list[int | None]:
     return [cores[number % len(cores)] for number in range(workers)]
 
 
-def _close_all(workers: Sequence[_Worker], memory: int) -> None:
+def _close_all(workers: Sequence[Link], memory: int) -> None:
     for worker in workers:
         worker.close()
     for worker in workers:
         worker.wait()
     os.close(memory)
-
-
-def _memory_file() -> int:
-    """File descriptor of memory without a name, which its last user's end frees."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("kp3d_rl observations")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

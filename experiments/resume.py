@@ -39,11 +39,13 @@ class ResumeConfig:
     :param env: environment; with no ``run`` its newest run is taken.
     :param run: run folder, or its name within the environment.
     :param checkpoint: step of the checkpoint to go on from; by default the newest.
+    :param nodes: address of a ray cluster whose nodes step and render the environments; by default this machine does.
     """
 
     env: str | None = None
     run: str | None = None
     checkpoint: int | None = None
+    nodes: str | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             run.checkpoints.recover()
             checkpoint = find_checkpoint(run, config.checkpoint)
             if checkpoint is None or not is_finished(checkpoint):
-                return go_on(as_it_was(run, checkpoint), checkpoint)
+                return go_on(as_it_was(run, checkpoint), checkpoint, config.nodes)
             run.checkpoints.give_up_frames(FINISHED)  # where it was killed before it had
             complete_record(run, checkpoint.state.get("log"))
         except OSError as error:
@@ -105,16 +107,17 @@ def can_render(backend: object) -> bool:
     return backend == "gl" and chosen_backend("auto") == "gl"
 
 
-def go_on(run: Run, checkpoint: Checkpoint | None) -> int:
+def go_on(run: Run, checkpoint: Checkpoint | None, nodes: str | None = None) -> int:
     """Build, restore, learn.
 
     :param run: locked.
     :param checkpoint: None begins anew.
+    :param nodes: of the cluster that steps and renders; None: this machine does.
     :return: the process's exit code.
     """
     config: TrainConfig = run.config
     require_login(config.log)
-    with contextlib.closing(make_training_env(config)) as env:
+    with contextlib.closing(make_training_env(config, nodes)) as env:
         model, scene = build(config, env)
         require_same_scene(run, scene)
         if checkpoint is None:

@@ -23,7 +23,7 @@ from envs.errors import UserError
 from experiments.logs import RunLogger, metrics_logger, require_login
 from experiments.options.cli import parse, run_main
 from experiments.options.config import TrainConfig
-from experiments.options.presets import expanded
+from experiments.options.presets import expanded, taken
 from experiments.runs import Checkpoint, Run
 from experiments.training.algorithms import build_model, describe_replay
 from experiments.training.bootstrapped import load_detector, with_detector
@@ -41,11 +41,12 @@ LOG_EVERY = 1000
 
 def main(argv: Sequence[str]) -> int:
     """Build environments, model and run folder, then learn."""
+    argv, nodes = taken_nodes(argv)
     config = with_detector(parse(TrainConfig, expanded(argv, TrainConfig)))
     use_threads(config.threads)
     path = Run.new_path(config)
     require_login(config.log)
-    with contextlib.closing(make_training_env(config)) as env:
+    with contextlib.closing(make_training_env(config, nodes)) as env:
         model, scene = build(config, env)
         if config.pretrained is not None:
             load_pretrained(model.policy, config, scene)
@@ -55,6 +56,17 @@ def main(argv: Sequence[str]) -> int:
         run = Run.create(path, config, scene)
         with run.locked(), StopRequest().listening() as stop:
             return train(run, model, stop)
+
+
+def taken_nodes(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """Arguments without ``--nodes``, and what it says: where a run is simulated is no part of what it is.
+
+    :raises UserError: where its value is missing.
+    """
+    rest, nodes = taken(argv, "--nodes")
+    if nodes == "":
+        raise UserError("--nodes needs a value (address of a ray cluster's head, or auto)")
+    return rest, nodes
 
 
 def build(config: TrainConfig, env: VecEnv) -> tuple[BaseAlgorithm, Scene | None]:

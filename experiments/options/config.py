@@ -229,7 +229,8 @@ class TrainConfig(RunConfig):
     """One training run; everything that is needed to repeat it.
 
     "--preset fast" (two cores, no GPU) and "--preset paper" (the original's sizes, keypoints, steps and cameras) stand
-    for the options that experiments/options/presets.py lists; those that are typed count more.
+    for the options that experiments/options/presets.py lists; those that are typed count more. "--nodes auto", or the
+    address of a ray cluster's head, has its nodes step and render the environments, and this machine learn.
 
     :param algorithm: "ppo", "sac" or, with sb3-contrib, "tqc".
     :param total_steps: environment steps, warm-up included; by default 40,000 for PPO and 20,000 for SAC and TQC.

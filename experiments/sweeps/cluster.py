@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from envs.errors import UserError
+from envs.remote import ADVICE, require_answer, said_first
 from experiments.sweeps import work
 from experiments.sweeps.work import Outcome, Task
 
 OBJECT_STORE = 100 * 2**20
 """Bytes of shared memory for what is passed between processes: here a few texts."""
-ANSWER = 10.0
-"""Seconds in which a cluster's head must answer."""
 
 
 class Cluster:
@@ -119,27 +117,14 @@ def connected(address: str | None, jobs: int, cores: int) -> Iterator[Cluster]:
             require_answer(address)
             ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is of the first
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         where = "ray cannot be started here" if address is None else f"no ray cluster at '{address}' can be used"
-        advice = "on its head type `ray start --head`, on other nodes `ray start --address=<head>:6379`"
-        raise UserError(f"{where}: {first}; {advice}") from None
+        raise UserError(f"{where}: {said_first(error)}; {ADVICE}") from None
     try:
         cluster = Cluster(ray, cores)
         require_room(cluster)
         yield cluster
     finally:
         ray.shutdown()
-
-
-def require_answer(address: str) -> None:
-    """Refuse an address at which nothing answers, which ray itself would ask for minutes.
-
-    :param address: "host:port", "auto" or what else ray takes.
-    :raises OSError: where nothing answers.
-    """
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=ANSWER).close()
 
 
 def require_room(cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.batch_env import BatchVecEnv
 from agents.scene import Scene
 from agents.vec_env import NormalizeReward, make_vec_env, watched_over
-from envs import registry
+from envs import registry, remote
 from envs.errors import UserError
 from envs.renderers import chosen_backend
 from experiments.options.config import RunConfig, TrainConfig
@@ -70,9 +71,13 @@ def workers(config: RunConfig) -> int:
     return config.render.workers or cores()
 
 
-def make_training_env(config: TrainConfig) -> VecEnv:
-    """The run's environments side by side, seeded, rewards normalised if asked for."""
-    env = side_by_side(config, config.envs)
+def make_training_env(config: TrainConfig, nodes: str | None = None) -> VecEnv:
+    """The run's environments side by side, seeded, rewards normalised if asked for.
+
+    :param config: of the run.
+    :param nodes: address of a ray cluster whose nodes step and render them; None: this machine does.
+    """
+    env = side_by_side(config, config.envs) if nodes is None else on_nodes(config, config.envs, nodes)
     # A replay would mix rewards of different scales.
     normalize = config.algorithm == "ppo" and config.ppo.normalize_reward
     return NormalizeReward(env, config.ppo.gamma) if normalize else env
@@ -92,6 +97,24 @@ def side_by_side(config: RunConfig, count: int) -> VecEnv:
         return make_vec_env(makers, workers=workers(config))
     device = choose_device(config.device)
     return watched_over(BatchVecEnv(makers, "warp", device, device.startswith("cuda"), workers(config)))
+
+
+def on_nodes(config: RunConfig, count: int, address: str) -> VecEnv:
+    """Environments to train in, in workers on the nodes of a ray cluster, which draw by what this machine would take.
+
+    :param config: of the run.
+    :param count: how many.
+    :param address: of the cluster.
+    :raises UserError: where there is no such cluster, or it has fewer cores than workers are asked for.
+    """
+    most = remote.join(address)
+    asked = config.render.workers or most
+    if not 0 < asked <= most:
+        raise UserError(f"render workers {asked}: the cluster at '{address}' has {most} cores, one for each of them")
+    if config.encoder.sees:
+        backend = chosen_backend(config.render.backend)
+        config = dataclasses.replace(config, render=dataclasses.replace(config.render, backend=backend))
+    return make_vec_env([constructor(config, "train")] * count, workers=asked, remote=True)
 
 
 def choose_device(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Environments in worker processes: the same episodes, nothing shared by mistake, and deaths that are survived."""
+"""Environments in workers, here and on nodes: the same episodes, nothing shared by mistake, deaths are survived."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gymnasium as gym
@@ -20,14 +20,44 @@ from agents.vec_env import make_vec_env
 from agents.worker_env import WorkerVecEnv
 from envs import registry, workers
 from envs.errors import UserError
+from envs.remote import RayLink
 from tests.counting import CountingEnv
 
 ACTIONS = np.zeros((3, 1), np.float32)
 
 
+ENDS = {False: ("killed by SIGKILL", "killed by SIGABRT"), True: ("its process or its node was lost",) * 2}
+"""What is said of workers that were killed by these signals: a process knows more than a node."""
+Pool = Callable[..., WorkerVecEnv]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A ray of this machine's, with cores enough for all workers that tests make."""
+    import ray
+
+    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(params=[False, True], ids=["processes", "nodes"])
+def remote(request: pytest.FixtureRequest) -> bool:
+    """Whether workers are on nodes."""
+    if request.param:
+        request.getfixturevalue("cluster")
+    return request.param
+
+
 @pytest.fixture
-def counting() -> Iterator[WorkerVecEnv]:
-    env = WorkerVecEnv([CountingEnv, functools.partial(CountingEnv, length=3), CountingEnv], workers=2)
+def pool(remote: bool) -> Pool:
+    """Makes environments in workers."""
+    return functools.partial(WorkerVecEnv, link=RayLink) if remote else WorkerVecEnv
+
+
+@pytest.fixture
+def counting(pool: Pool) -> Iterator[WorkerVecEnv]:
+    env = pool([CountingEnv, functools.partial(CountingEnv, length=3), CountingEnv], workers=2)
     yield env
     env.close()
 
@@ -40,9 +70,9 @@ def rollout(env: VecEnv, steps: int) -> list[tuple]:
     return seen
 
 
-def test_episodes_are_those_of_one_process_bit_for_bit() -> None:
+def test_episodes_are_those_of_one_process_bit_for_bit(remote: bool) -> None:
     make = functools.partial(registry.make, "reach-multiview", height=16, width=16)
-    one, two = (rollout(make_vec_env([make] * 3, seed=5, workers=count), 102) for count in (1, 2))
+    one, two = (rollout(make_vec_env([make] * 3, seed=5, workers=count, remote=remote), 102) for count in (1, 2))
     for (a, *rest), (b, *others) in zip(one, two, strict=True):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
@@ -89,31 +119,31 @@ def test_attributes_and_methods_reach_the_environment_that_is_meant(counting: Wo
     assert [int(picture.max()) for picture in counting.get_images()] == [0, 0, 0]
 
 
-def test_wrappers_are_told_by_their_class() -> None:
-    env = WorkerVecEnv([CountingEnv, lambda: gym.wrappers.TimeLimit(CountingEnv(), 2)], workers=2)
+def test_wrappers_are_told_by_their_class(pool: Pool) -> None:
+    env = pool([CountingEnv, lambda: gym.wrappers.TimeLimit(CountingEnv(), 2)], workers=2)
     assert env.env_is_wrapped(gym.wrappers.TimeLimit) == [False, True]
     assert env.env_is_wrapped(gym.Wrapper) == [False, True]
     env.close()
 
 
-def test_environments_of_other_sizes_do_not_share_memory() -> None:
+def test_environments_of_other_sizes_do_not_share_memory(pool: Pool) -> None:
     for workers_ in (1, 2):
         with pytest.raises(
             UserError, match="^environments side by side need the same observations, got .*3, 3, 3.*5, 5"
         ):
-            WorkerVecEnv([CountingEnv, functools.partial(CountingEnv, size=5)], workers=workers_)
+            pool([CountingEnv, functools.partial(CountingEnv, size=5)], workers=workers_)
 
 
 def test_workers_import_no_torch(counting: WorkerVecEnv) -> None:
     assert counting.env_method("has_torch", also="envs.worker") == [(False, True)] * 3
 
 
-def test_what_goes_wrong_in_a_worker_is_told() -> None:
+def test_what_goes_wrong_in_a_worker_is_told(pool: Pool) -> None:
     with pytest.raises(UserError, match="^this environment cannot be made$"):
-        WorkerVecEnv([functools.partial(CountingEnv, fails="refuse")] * 2, workers=2)
+        pool([functools.partial(CountingEnv, fails="refuse")] * 2, workers=2)
     with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
-        WorkerVecEnv([functools.partial(CountingEnv, fails="crash")] * 2, workers=2)
-    env = WorkerVecEnv([functools.partial(CountingEnv, fails="step")] * 2, workers=2)
+        pool([functools.partial(CountingEnv, fails="crash")] * 2, workers=2)
+    env = pool([functools.partial(CountingEnv, fails="step")] * 2, workers=2)
     env.reset()
     with pytest.raises(RuntimeError, match="a bug in step"):
         env.step(ACTIONS[:2])
@@ -121,8 +151,8 @@ def test_what_goes_wrong_in_a_worker_is_told() -> None:
 
 
 @pytest.mark.parametrize(("fails", "says"), [("end", "EOFError: the environment's own file"), ("unsendable", "pickle")])
-def test_errors_of_an_environment_are_not_taken_for_deaths(fails: str, says: str) -> None:
-    env = WorkerVecEnv([functools.partial(CountingEnv, fails=fails), CountingEnv], workers=2)
+def test_errors_of_an_environment_are_not_taken_for_deaths(fails: str, says: str, pool: Pool) -> None:
+    env = pool([functools.partial(CountingEnv, fails=fails), CountingEnv], workers=2)
     env.reset()
     with pytest.raises(RuntimeError, match=says):
         env.step(ACTIONS[:2])
@@ -130,8 +160,8 @@ def test_errors_of_an_environment_are_not_taken_for_deaths(fails: str, says: str
     env.close()
 
 
-def test_answers_that_were_not_waited_for_are_not_taken_for_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = WorkerVecEnv(
+def test_answers_that_were_not_waited_for_are_not_taken_for_later_ones(pool: Pool) -> None:
+    env = pool(
         [functools.partial(CountingEnv, length=9, fails="once"), *[lambda: CountingEnv(9)] * 2], workers=3
     )
     env.reset()
@@ -148,8 +178,10 @@ def test_answers_that_were_not_waited_for_are_not_taken_for_later_ones(monkeypat
     env.close()
 
 
-def test_a_death_between_steps_ends_its_episodes_and_keeps_what_was_set(capsys: pytest.CaptureFixture) -> None:
-    env = make_vec_env([functools.partial(CountingEnv, length=8)] * 2, seed=0, workers=2)
+def test_a_death_between_steps_ends_its_episodes_and_keeps_what_was_set(
+    capsys: pytest.CaptureFixture, remote: bool
+) -> None:
+    env = make_vec_env([functools.partial(CountingEnv, length=8)] * 2, seed=0, workers=2, remote=remote)
     env.reset()
     env.set_attr("length", 7)
     for _ in range(3):
@@ -166,8 +198,10 @@ def test_a_death_between_steps_ends_its_episodes_and_keeps_what_was_set(capsys: 
     env.close()
 
 
-def test_a_killed_worker_is_replaced_and_its_episodes_are_truncated(capsys: pytest.CaptureFixture) -> None:
-    env = make_vec_env([CountingEnv] * 3, seed=0, workers=2)
+def test_a_killed_worker_is_replaced_and_its_episodes_are_truncated(
+    capsys: pytest.CaptureFixture, remote: bool
+) -> None:
+    env = make_vec_env([CountingEnv] * 3, seed=0, workers=2, remote=remote)
     pool = env.unwrapped.workers
     env.reset()
     env.step(ACTIONS)
@@ -178,21 +212,23 @@ def test_a_killed_worker_is_replaced_and_its_episodes_are_truncated(capsys: pyte
     assert infos[0]["TimeLimit.truncated"] and infos[0]["worker_died"] and infos[0]["episode"]["l"] == 2
     assert infos[0]["terminal_observation"]["proprio"][0] == 1, "the last one that was seen"
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "worker 1 of 2 died (killed by SIGKILL" in said and "2 episodes" in said
+    assert said.count("\n") == 1 and f"worker 1 of 2 died ({ENDS[remote][0]}" in said and "2 episodes" in said
     assert env.step(ACTIONS)[0]["proprio"][:, 0].tolist() == [1, 1, 3]
     os.kill(pool.pids[1], signal.SIGKILL)
     assert env.reset()["proprio"][:, 0].tolist() == [0, 0, 0] and pool.deaths == 2
     env.close()
 
 
-def test_workers_that_die_again_and_again_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_die_again_and_again_stop_the_run(
+    monkeypatch: pytest.MonkeyPatch, pool: Pool, remote: bool
+) -> None:
     monkeypatch.setattr(workers, "MOST_DEATHS", 1)
-    env = WorkerVecEnv([CountingEnv] * 2, workers=2)
+    env = pool([CountingEnv] * 2, workers=2)
     env.reset()
     os.kill(env.workers.pids[0], signal.SIGKILL)
     env.step(ACTIONS[:2])
     os.kill(env.workers.pids[1], signal.SIGABRT)
-    with pytest.raises(UserError, match="worker 2 of 2 died .killed by SIGABRT., death 2 of at most 1"):
+    with pytest.raises(UserError, match=f"worker 2 of 2 died .{ENDS[remote][1]}., death 2 of at most 1"):
         env.step(ACTIONS[:2])
     env.close()
     env.close()
@@ -246,17 +282,29 @@ elif {how!r} == "kill":
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks at /proc")
-def test_neither_files_nor_processes_leak(capsys: pytest.CaptureFixture) -> None:
-    def held() -> tuple[int, int]:
-        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-        return len(os.listdir("/proc/self/fd")), len(children)
+def test_neither_files_nor_processes_leak() -> None:
+    """In a process of its own: other tests' clusters come and go in this one."""
+    code = """
+import os, signal
+from pathlib import Path
+import numpy as np
+from agents.worker_env import WorkerVecEnv
+from tests.counting import CountingEnv
 
-    before = held()
-    for _ in range(2):
-        env = WorkerVecEnv([CountingEnv] * 2, workers=2)
-        env.reset()
-        os.kill(env.workers.pids[0], signal.SIGKILL)
-        env.step(ACTIONS[:2])
-        env.close()
-        del env
-    assert held() == before
+def held():
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return len(os.listdir("/proc/self/fd")), len(children)
+
+before = held()
+for _ in range(2):
+    env = WorkerVecEnv([CountingEnv] * 2, workers=2)
+    env.reset()
+    os.kill(env.workers.pids[0], signal.SIGKILL)
+    env.step(np.zeros((2, 1), np.float32))
+    env.close()
+    del env
+print(before == held())
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n", done.stderr
