@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from envs.errors import UserError, unknown
-from experiments.bench import learner, memory, training, triangulation, views
+from experiments.bench import learner, memory, nodes, training, triangulation, views
 from experiments.bench.checkpoints import checkpoint_cost
 from experiments.bench.looks import looks
 from experiments.bench.report import write
@@ -60,6 +60,10 @@ SECTIONS: dict[str, Callable[[BenchConfig, str], Rows]] = {
     ],
     "looks": lambda config, device: looks(config.docs),
     "workers": lambda config, device: views.workers(config.seconds),
+    "nodes": lambda config, device: [
+        *nodes.scaling(config.seconds),
+        *nodes.scaling(config.seconds, "metaworld-hammer", 128),
+    ],
     "learner": lambda config, device: learner.formulations(config.seconds, device),
     "triangulation": lambda config, device: triangulation.robust(config.seconds),
     "training": lambda config, device: training.whole_steps(TrainConfig(device=device), max(1, round(config.seconds))),

@@ -19,7 +19,9 @@ from experiments.training.building import cores
 ENVS = 8
 
 
-def scaling(seconds: float, env_id: str = "reach-multiview", pixels: int = 64) -> list[dict[str, Any]]:
+def scaling(
+    seconds: float, env_id: str = "reach-multiview", pixels: int = 64, rounds: int = 2
+) -> list[dict[str, Any]]:
     """Steps per second of eight environments on one node and on two; both are ray processes of this machine.
 
     The two are timed in turns, so that what else the machine does hits both.
@@ -27,19 +29,21 @@ def scaling(seconds: float, env_id: str = "reach-multiview", pixels: int = 64) -
     :param seconds: about how long each is timed.
     :param env_id: registered task.
     :param pixels: height and width of its views.
+    :param rounds: turns.
     """
-    each, found = max(1, cores() // 2), {1: [], 2: []}
-    for _ in range(2):
+    each = max(1, cores() // 2)
+    found: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
         for nodes in found:
             with local_nodes(nodes, each), contextlib.closing(environments(env_id, pixels, nodes * each)) as env:
-                found[nodes].append(steps_per_second(env, seconds / 2))
+                found[nodes].append(steps_per_second(env, seconds / rounds))
     speeds = {nodes: float(np.mean(measured)) for nodes, measured in found.items()}
     return [
         {
             "what": f"{nodes} node{'s' if nodes > 1 else ''} of {each} core{'s' if each > 1 else ''}",
             "scene": f"{env_id}, 3 views of {pixels} px",
-            "steps_per_second": round(speed, 1),
-            "times": round(speed / speeds[1], 2),
+            "steps_per_second": speed,
+            "times_first": speed / speeds[1],
         }
         for nodes, speed in speeds.items()
     ]

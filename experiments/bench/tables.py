@@ -59,6 +59,15 @@ def workers_table(rows: Rows) -> list[str]:
     )
 
 
+def nodes_table(rows: Rows) -> list[str]:
+    """Environment steps per second of one and two ray nodes."""
+    rows = [row for row in rows if row["section"] == "nodes"]
+    return table_of(
+        ("device", "scene", "nodes", "environment steps/s", "times one"),
+        [(row["device"], row["scene"], row["what"], f"{row['steps_per_second']:.0f}", _times(row)) for row in rows],
+    )
+
+
 def learner_table(rows: Rows) -> list[str]:
     """Auxiliary steps per second of both formulations."""
     rows = [row for row in rows if row["section"] == "learner"]
@@ -188,6 +197,7 @@ TABLES: dict[str, Callable[[Rows], list[str]]] = {
     "views": views_table,
     "looks": looks_table,
     "workers": workers_table,
+    "nodes": nodes_table,
     "learner": learner_table,
     "triangulation": triangulation_table,
     "training": training_table,

@@ -24,7 +24,7 @@ from agents.worker_env import WorkerVecEnv
 from envs.errors import UserError
 from envs.renderers import gl_info
 from experiments.bench import __main__ as bench
-from experiments.bench import checkpoints, learner, looks, memory, profile, report, tables, training, views
+from experiments.bench import checkpoints, learner, looks, memory, nodes, profile, report, tables, training, views
 from experiments.bench.original import ORIGINAL, use_original_formulation
 from experiments.bench.scenes import BenchScene, reach
 from experiments.bench.stages import Stages
@@ -359,6 +359,12 @@ def test_what_cannot_be_measured_is_told(as_make_sets_it: None, monkeypatch: pyt
     assert bench.command([]) == "make bench"
 
 
+def test_nodes_are_timed_on_ray_processes_of_this_machine(require_gl: None) -> None:
+    one, two = nodes.scaling(0.2, pixels=16, rounds=1)
+    assert one["times_first"] == 1 and two["times_first"] == two["steps_per_second"] / one["steps_per_second"] > 0
+    assert one["what"].startswith("1 node of ") and two["what"].startswith("2 nodes of ")
+
+
 def rows_of_all_sections() -> list[dict]:
     common = {"device": "cpu", "milliseconds": 10.0, "views_per_second": 300.0, "steps_per_second": 100.0}
     return [
@@ -366,6 +372,7 @@ def rows_of_all_sections() -> list[dict]:
         {"section": "looks", "scene": "reach", "what": "warp against gl", "device": "cpu"}
         | {"difference": 0.6, "iou": 0.987, "least_iou": 0.96, "geoms": 37},
         {"section": "workers", "what": "2 workers", "times_first": 1.9, **common},
+        {"section": "nodes", "scene": "reach, 3 views", "what": "2 nodes", "times_first": 1.8, **common},
         {"section": "learner", "what": "ours", "times_first": 3.1, **common},
         {"section": "triangulation", "what": "ours", "times_first": 500.0, "device": "cpu", "points": 10_000}
         | {"points_per_second": 4000.0, "recall": 0.998, "apart": 1e-9},
