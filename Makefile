@@ -9,7 +9,7 @@ PRESETS := $(if $(PRESET),--preset $(PRESET))
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tasks study train pretrain bootstrap keypointnet geometry-aware evaluate export probe video sweep bench profile soak preview doctor test test-all lint clean
+.PHONY: help setup tasks study train pretrain bootstrap keypointnet geometry-aware evaluate export probe video sweep report bench profile soak preview doctor test test-all lint clean
 
 help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,9 @@ study: setup ## conditions against each other over seeds, into docs/: make study
 
 sweep: setup ## every run of a plan, on this machine or a ray cluster: make sweep PLAN=docs/plans/reach.yaml
 	@exec $(PYTHON) -m experiments.sweep $(if $(PLAN),--plan $(PLAN)) $(ARGS)
+
+report: setup ## many runs on one page, with bands and comparisons: make report RUNS=runs/sweeps/<plan>
+	@exec $(PYTHON) -m experiments.report $(if $(RUNS),--runs "$(RUNS)") $(ARGS)
 
 bench: setup ## how fast it is here, against what one would write without it; into docs/: minutes
 	@$(GL) exec $(PYTHON) -m experiments.bench $(ARGS)

@@ -250,6 +250,7 @@ def test_every_target_is_phony():
         ("video", {"RUN": "r", "DEVICE": "cuda"}, "-m experiments.video --run r --device cuda"),
         ("preview", {"ENV": "e", "CAMERAS": "c"}, '-m experiments.preview --env e --cameras "c"'),
         ("doctor", {}, "-m experiments.doctor"),
+        ("report", {"RUNS": "runs/a docs/b.json"}, '-m experiments.report --runs "runs/a docs/b.json"'),
         ("sweep", {"PLAN": "p.yaml", "ARGS": "--jobs 2"}, "-m experiments.sweep --plan p.yaml --jobs 2"),
     ],
 )

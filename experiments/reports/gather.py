@@ -1,0 +1,304 @@
+"""What is known of the runs that a report is made of: from sweeps, run folders, or a study's data.
+
+Whatever cannot be compared is left out with one line that says why; nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from envs.errors import UserError
+from experiments.options.config import TrainConfig
+from experiments.options.files import from_yaml
+from experiments.runs import Run
+from experiments.studies.report import curves
+from experiments.sweeps.plan import flat
+from experiments.training.checkpointing import is_finished
+from kp3d_rl.storage.files import DamagedError, parse_json, read_whole
+
+CURVE = "evaluated_success_at_end"
+"""The curve of a run: deterministic evaluations during training."""
+NOT_OF_THE_METHOD = ("env", "run", "seed", "device", "threads", "render.workers", "render.backend")
+"""Options in which runs of one method may differ."""
+OF_THE_TASK = ("total_steps", "action_repeat", "redraw", "cameras", "image_size", "log.evaluation_episodes")
+"""Options in which methods that are compared on a task must not differ."""
+LARGEST = 50_000_000
+"""Bytes of the largest data that are read."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of a run.
+
+    :param label: by which it is named.
+    :param env: task.
+    :param method: what is compared.
+    :param seed: of the run.
+    :param curve: pairs of environment step and share of evaluated episodes that end in success.
+    :param steps: environment steps that were trained for.
+    :param minutes: of training.
+    :param success: episodes that ended in success, and episodes, of the evaluation at the end; None: there is none.
+    :param probe: what keypoints were found to be worth; None: nobody asked.
+    :param options: by dotted name; empty where a study's data do not have them.
+    :param folder: of the run; None of a study's data.
+    :param made: commit, machine and command, as far as they are known.
+    """
+
+    label: str
+    env: str
+    method: str
+    seed: int
+    curve: tuple[tuple[float, float], ...]
+    steps: int
+    minutes: float
+    success: tuple[int, int] | None = None
+    probe: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    made: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float | None:
+        """Success at the end: of the evaluation where there is one."""
+        return self.success[0] / self.success[1] if self.success and self.success[1] else None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a report is made of.
+
+    :param results: of runs that can be compared, in the order of their sources.
+    :param left_out: lines that say what was left out and why.
+    """
+
+    results: tuple[Result, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def envs(self) -> list[str]:
+        """Tasks, in the order in which they come."""
+        return list(dict.fromkeys(result.env for result in self.results))
+
+    @property
+    def methods(self) -> list[str]:
+        """What is compared, in the order in which it comes."""
+        return list(dict.fromkeys(result.method for result in self.results))
+
+    def of(self, env: str | None = None, method: str | None = None) -> list[Result]:
+        """Results of a task, of a method, or of both."""
+        return [r for r in self.results if env in (None, r.env) and method in (None, r.method)]
+
+
+def gather(sources: Sequence[Path]) -> Gathered:
+    """Read all sources.
+
+    :param sources: run folders; folders of such; sweeps' folders; JSON files of studies.
+    :raises UserError: for a source that is nothing of this, or where nothing is left to report.
+    """
+    results: list[Result] = []
+    left_out: list[str] = []
+    for source in sources:
+        for found in _of_source(source):
+            if isinstance(found, str):
+                left_out.append(found)
+            elif all(found.label != other.label for other in results):
+                results.append(found)
+            else:
+                left_out.append(f"{found.label}: is named twice")
+    results = named_methods(results)
+    kept, different = comparable(results)
+    left_out += different
+    if not kept:
+        reasons = f": {'; '.join(left_out[:3])}" if left_out else ""
+        raise UserError(f"nothing to report in {', '.join(map(str, sources))}{reasons}")
+    return Gathered(tuple(kept), tuple(left_out))
+
+
+def _of_source(source: Path) -> Iterable[Result | str]:
+    """Results and lines of what is left out."""
+    if source.suffix == ".json" and source.is_file():
+        return _of_study(source)
+    if (source / "sweep.json").is_file():
+        return _of_sweep(source)
+    if (source / "config.yaml").is_file():
+        return [_of_run(source)]
+    folders = sorted(path.parent for path in source.glob("*/config.yaml")) if source.is_dir() else []
+    if not folders:
+        kinds = "a run folder, a folder of runs, a sweep's folder or a study's JSON file"
+        raise UserError(f"no runs at {source}: it must be {kinds}")
+    return [_of_run(folder) for folder in folders]
+
+
+def _json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    :raises UserError: where it is damaged.
+    """
+    try:
+        return parse_json(read_whole(path, LARGEST), str(path))
+    except (DamagedError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _of_study(path: Path) -> list[Result | str]:
+    """Runs of a study's data, of those that have a policy."""
+    records = _json(path)
+    records = records.get("runs") if isinstance(records, dict) else None
+    if not isinstance(records, list):
+        raise UserError(f"{path} is no study's data: it has no list of 'runs'")
+    found: list[Result | str] = []
+    for record in records:
+        try:
+            found.append(_of_record(record, path))
+        except (KeyError, TypeError, ValueError) as error:
+            found.append(f"{path}: a run without {error}: only runs with a policy can be compared")
+    return found
+
+
+def _of_record(record: dict[str, Any], path: Path) -> Result | str:
+    words = dict(word.split("=", 1) for word in record["command"].split() if "=" in word)
+    success = record.get("success", {}).get("as trained", {}).get("success_at_end")
+    label = f"{path.stem}/{record['condition']} seed {record['seed']}"
+    if not record[CURVE] and success is None:
+        return f"{label}: was never evaluated"
+    made = {"commit": record.get("commit", ""), "machine": record.get("machine", ""), "command": record["command"]}
+    return Result(
+        label, words["ENV"], record["condition"], int(record["seed"]),
+        tuple((float(step), float(value)) for step, value in record[CURVE]),
+        int(record["steps"]), float(record["minutes"]),
+        None if success is None else (int(success["k"]), int(success["n"])),
+        record.get("probe"), {}, None, made,
+    )  # fmt: skip
+
+
+def _of_sweep(folder: Path) -> list[Result | str]:
+    """Runs of a sweep, with the methods that its plan names."""
+    state = _json(folder / "sweep.json")
+    found: list[Result | str] = [f"{folder.name}: a node was left out, {reason}" for reason in state["refused"]]
+    root = folder.resolve().parents[2]  # of runs/sweeps/<name>
+    for run in state["runs"]:
+        path = root / run["folder"]
+        problems = [attempt["problem"] for attempt in run["attempts"] if attempt["problem"]]
+        if run["status"] == "failed":
+            found.append(f"{run['label']}: failed ({problems[-1] if problems else 'unknown'})")
+        elif not (path / "config.yaml").is_file():
+            found.append(f"{run['label']}: has not begun")
+        else:
+            result = _of_run(path)
+            found.append(replace(result, method=run["method"]) if isinstance(result, Result) else result)
+    return found
+
+
+def _of_run(folder: Path) -> Result | str:
+    """A finished training, or why it cannot be compared."""
+    label = f"{folder.parent.name}/{folder.name}"
+    try:
+        config = from_yaml(folder / "config.yaml")
+        if not isinstance(config, TrainConfig):
+            return f"{label}: is a pretraining, it has no policy"
+        run = Run.open(str(folder), config.env)
+        steps = run.steps()
+        if not steps or not is_finished(run.load()):
+            done = f"stopped or crashed at step {steps[-1]:,}" if steps else "has no checkpoint"
+            return f"{label}: is not finished ({done} of {config.total_steps:,}): make train RESUME={folder}"
+        known = curves(run)
+        evaluated = _json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
+        success = evaluated.get("results", {}).get("as trained", {}).get("summary", {}).get("success_at_end")
+        probe = _json(folder / "probe.json") if (folder / "probe.json").is_file() else None
+        origin = _json(folder / "origin.json") if (folder / "origin.json").is_file() else {}
+    except (UserError, OSError, ValueError, KeyError, AttributeError) as error:
+        return f"{label}: cannot be read ({error})"
+    curve = tuple((float(step), float(value)) for step, value in known[CURVE])
+    counted = None if success is None else (int(success["k"]), int(success["n"]))
+    if counted is None and not curve:
+        return f"{label}: was never evaluated: make evaluate RUN={folder}"
+    return Result(
+        label, config.env, "", config.seed, curve, known["steps"], known["minutes"], counted, probe, flat(config),
+        folder, {key: str(origin.get(key, "")) for key in ("commit", "machine")},
+    )  # fmt: skip
+
+
+# -- methods and tasks -----------------------------------------------------------------------------------------------
+
+
+def named_methods(results: Sequence[Result]) -> list[Result]:
+    """Give each result whose method has no name one: encoder, algorithm, and what else differs between such.
+
+    :param results: of all sources.
+    """
+    unnamed = [result for result in results if not result.method]
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for result in unnamed:
+        alike.setdefault(_short(result), []).append(result.options)
+    named = []
+    for result in results:
+        if result.method:
+            named.append(result)
+            continue
+        others = alike[_short(result)]
+        own = [f"{name} {result.options[name]}" for name in differing(others)]
+        named.append(replace(result, method=" ".join([_short(result), *own])))
+    return named
+
+
+def _short(result: Result) -> str:
+    return f"{result.options['encoder.kind']} {result.options['algorithm']}"
+
+
+def differing(options: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the options, of methods alone, that are not the same everywhere.
+
+    :param options: of several runs.
+    """
+    names = dict.fromkeys(name for some in options for name in some)
+    told = [name for name in names if name not in NOT_OF_THE_METHOD and name not in OF_THE_TASK]
+    return [name for name in told if len({repr(some.get(name)) for some in options}) > 1]
+
+
+def comparable(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Results that can be compared, and lines about the others.
+
+    Of each task those stay whose number of steps, repetition of actions, views and so on most have; of runs of one
+    method and seed on a task the first stays.
+
+    :param results: with methods.
+    """
+    kept, left_out = [], []
+    for env in dict.fromkeys(result.env for result in results):
+        here = [result for result in results if result.env == env]
+        known = [result for result in here if result.options]
+        for name in OF_THE_TASK:
+            if len(values := Counter(repr(result.options.get(name)) for result in known)) > 1:
+                usual = values.most_common(1)[0][0]
+                for result in known:
+                    if (own := repr(result.options.get(name))) != usual and result in here:
+                        here.remove(result)
+                        left_out.append(f"{result.label}: has {name} {own}, most runs of {env} have {usual}")
+        seen: set[tuple[str, int]] = set()
+        for result in here:
+            if (result.method, result.seed) in seen:
+                left_out.append(f"{result.label}: another run of {result.method} on {env} has seed {result.seed}, too")
+                continue
+            seen.add((result.method, result.seed))
+            kept.append(result)
+    return kept, left_out
+
+
+def to_json(gathered: Gathered) -> str:
+    """The numbers of a report, for who wants to draw them otherwise.
+
+    :param gathered: what it is made of.
+    """
+    rows = [
+        {
+            "label": r.label, "env": r.env, "method": r.method, "seed": r.seed, "curve": r.curve, "steps": r.steps,
+            "minutes": r.minutes, "success": r.success, **r.made,
+        }
+        for r in gathered.results
+    ]  # fmt: skip
+    return json.dumps({"runs": rows, "left_out": gathered.left_out}, indent=1) + "\n"
