@@ -9,7 +9,7 @@ PRESETS := $(if $(PRESET),--preset $(PRESET))
 CAMERA := $(if $(CAMERAS),--cameras "$(CAMERAS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tasks study train pretrain bootstrap keypointnet geometry-aware evaluate export probe video sweep report bench profile soak preview doctor test test-all lint clean
+.PHONY: help setup tasks study train pretrain bootstrap keypointnet geometry-aware evaluate export probe video view card sweep report bench profile soak preview doctor test test-all lint clean
 
 help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,12 @@ probe: setup ## what a run's keypoints are worth, against the simulator: make pr
 
 video: setup ## an mp4 of a run with its keypoints drawn in: make video ENV=… RUN=…
 	@exec $(PYTHON) -m experiments.video $(TASK) $(ARGS)
+
+view: setup ## an episode in rerun's 3D viewer, recorded to a file: make view ENV=… RUN=…
+	@exec $(PYTHON) -m experiments.view $(TASK) $(ARGS)
+
+card: setup ## a folder for a model hub: weights, configuration, card with results, video: make card ENV=… RUN=…
+	@exec $(PYTHON) -m experiments.card $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 export: setup ## a policy as one ONNX graph, which needs no torch: make export ENV=… RUN=… (docs/export.md)
 	@exec $(PYTHON) -m experiments.export $(if $(ENV),--env $(ENV)) $(if $(RUN),--run $(RUN)) $(ARGS)

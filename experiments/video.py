@@ -142,13 +142,13 @@ class Film:
         self.names = env.get_wrapper_attr("rig").names
         horizon = env.get_wrapper_attr("horizon") or config.steps
         self.longest = config.episodes * (min(horizon, config.steps) + 1)
-        self._said: Keypoints | None = None
+        self.said: Keypoints | None = None  # of the newest moment
         if keypoint_extractor(policy):
             # What is drawn is what the policy acted on: taken as the encoder hands it over, not computed again.
             policy.features_extractor.encoder.register_forward_hook(self._remember)
 
     def _remember(self, module: torch.nn.Module, seen: Any, said: Keypoints) -> None:
-        self._said = said
+        self.said = said
 
     def frames(self) -> Iterator[np.ndarray]:
         """(height, width, 3) uint8, all of one size: the reset and every step of every episode."""
@@ -156,7 +156,7 @@ class Film:
         for number, moment in enumerate(self.play(seeds)):
             views = sharp_views(self.env, self.config.size)
             azimuth = 40.0 + 360.0 * number / (SECONDS_PER_TURN * self.config.fps)
-            yield self._with_keypoints(moment, views, azimuth) if self._said else self._plain(moment, views)
+            yield self._with_keypoints(moment, views, azimuth) if self.said else self._plain(moment, views)
 
     def play(self, seeds: Iterable[int]) -> Iterator[Moment]:
         """Every moment of one episode for each seed; the policy has looked at each before it is handed out."""
@@ -174,7 +174,7 @@ class Film:
 
     def _with_keypoints(self, moment: Moment, views: list[np.ndarray], azimuth: float) -> np.ndarray:
         """Views over reconstructions; beside them the numbers over the 3D plot."""
-        size, keypoints, encoder = self.config.size, self._said, self.policy.features_extractor.encoder
+        size, keypoints, encoder = self.config.size, self.said, self.policy.features_extractor.encoder
         poses = moment.observation.get("camera_poses")
         poses = None if poses is None else torch.as_tensor(poses[None], device=self.policy.device)
         drawn = overlays(encoder, keypoints, views, poses, pixels=size)

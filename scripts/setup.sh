@@ -67,8 +67,8 @@ install_project() {
     fi
     say "installing the project and what it needs (minutes the first time, most of them for torch)"
     # The warp renderer is always there: training must not stop where OpenGL is missing, and the tests compare the two;
-    # so are TQC, small as it is, Meta-World, whose scenes the benchmark and the tests look at, the hand, and ray.
-    $PY -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test,warp,contrib,metaworld,hand,meshes,cluster]" ||
+    # so are TQC, small as it is, Meta-World, whose scenes the benchmark and the tests look at, the hand, ray and rerun.
+    $PY -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test,warp,contrib,metaworld,hand,meshes,cluster,view]" ||
         die "pip could not install the project: see its message above, then run make again"
     # PyBullet, of which only the motion clips are used, has packages for Python 3.11; elsewhere it would be compiled.
     $PY -m pip install -qq --disable-pip-version-check -c constraints.txt --only-binary pybullet -e ".[human]" 2>/dev/null ||

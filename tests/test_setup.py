@@ -250,6 +250,8 @@ def test_every_target_is_phony():
         ("video", {"RUN": "r", "DEVICE": "cuda"}, "-m experiments.video --run r --device cuda"),
         ("preview", {"ENV": "e", "CAMERAS": "c"}, '-m experiments.preview --env e --cameras "c"'),
         ("doctor", {}, "-m experiments.doctor"),
+        ("view", {"RUN": "r", "SEED": "1"}, "-m experiments.view --run r --seed 1"),
+        ("card", {"RUN": "r"}, "-m experiments.card --run r"),
         ("report", {"RUNS": "runs/a docs/b.json"}, '-m experiments.report --runs "runs/a docs/b.json"'),
         ("sweep", {"PLAN": "p.yaml", "ARGS": "--jobs 2"}, "-m experiments.sweep --plan p.yaml --jobs 2"),
     ],
@@ -354,7 +356,7 @@ def test_setup_without_opengl_says_what_to_type_and_goes_on(checkout):
     done = checkout.setup(OPENGL_EXIT="1")
     assert done.returncode == 0 and checkout.stamped
     assert "sudo apt-get install libegl1" in done.stderr and "MuJoCo Warp" in done.stderr
-    extras = "[test,warp,contrib,metaworld,hand,meshes,cluster]"
+    extras = "[test,warp,contrib,metaworld,hand,meshes,cluster,view]"
     assert extras in checkout.log.read_text(), "the renderer that needs no OpenGL is installed"
 
 

@@ -16,9 +16,9 @@ from experiments.reports.gather import Gathered, Result
 from experiments.reports.tables import Table
 
 if TYPE_CHECKING:
+    import jinja2
     from matplotlib.figure import Figure
 
-TEMPLATE = Path(__file__).with_name("page.html.j2")
 MOST_MEDIA = 60_000_000
 """Bytes of pictures and videos that a page takes at most; what is beyond is left out and said."""
 
@@ -87,18 +87,29 @@ def page(title: str, gathered: Gathered) -> str:
     :param title: at its top.
     :param gathered: the runs.
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     sections = [section for section in all_sections(gathered) if not section.empty]
     made = origin()
-    return environment.from_string(TEMPLATE.read_text()).render(
+    return template("page.html.j2").render(
         title=title,
         about=f"Made with kp3d_rl at commit {made['commit']}. Curves and numbers of success are of deterministic "
         "evaluations on seeds that training never sees.",
         cards=cards(gathered, next((len(section.lines) for section in sections if section.lines), 0)),
         sections=sections,
     )
+
+
+def template(name: str, autoescape: bool = True) -> jinja2.Template:
+    """A template that lies beside this module; a name that nothing gives it is an error.
+
+    :param name: of its file.
+    :param autoescape: whether what it is given is text to be shown in HTML.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(Path(__file__).with_name(name).read_text())
 
 
 def cards(gathered: Gathered, notes: int) -> list[tuple[str, str]]:
@@ -213,14 +224,23 @@ def all_media(gathered: Gathered) -> tuple[list[Medium], list[str]]:
 
 def files_of(results: Sequence[Result]) -> list[tuple[str, Path, Result]]:
     """The last picture, the probe's and the newest video of the first run that has each."""
-    wanted = {"pictures/*.png": "picture", "probe.png": "picture", "videos/*.mp4": "video"}
-    found = []
-    for pattern, kind in wanted.items():
-        for result in results:
-            paths = sorted(result.folder.glob(pattern), key=lambda p: p.stat().st_mtime) if result.folder else []
-            if paths:
-                found.append((kind, paths[-1], result))
-                break
+    found = {}
+    for result in results:
+        for kind, path in files_of_run(result.folder).items() if result.folder else ():
+            found.setdefault(kind, ("video" if kind == "video" else "picture", path, result))
+    return [found[kind] for kind in MEDIA if kind in found]
+
+
+MEDIA = {"picture": "pictures/*.png", "probe": "probe.png", "video": "videos/*.mp4"}
+"""What there may be to look at in a run's folder."""
+
+
+def files_of_run(folder: Path) -> dict[str, Path]:
+    """The newest file of each kind of :data:`MEDIA` that a run has."""
+    found = {}
+    for kind, pattern in MEDIA.items():
+        if paths := sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime):
+            found[kind] = paths[-1]
     return found
 
 

@@ -1,9 +1,9 @@
 """Run folders: how they are made, found and opened.
 
 ``runs/<env>/<name>/`` holds everything of a run: ``config.yaml``, ``origin.json``, ``rig.json``, ``metrics.csv``,
-``tensorboard/``, ``wandb/``, ``checkpoints/<step>/``, ``segments/``, ``pictures/``, ``videos/``, ``eval.json``,
-``probe.json``, and a copy of the cameras file that was used. Such a folder may come from a stranger: nothing in it is
-ever unpickled, nothing is imported because it says so, and no path leads out of it.
+``tensorboard/``, ``wandb/``, ``checkpoints/<step>/``, ``segments/``, ``pictures/``, ``videos/``, ``recordings/``,
+``card/``, ``eval.json``, ``probe.json``, and a copy of the cameras file that was used. Such a folder may come from a
+stranger: nothing in it is ever unpickled, nothing is imported because it says so, and no path leads out of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LONGEST = 200
 """Bytes of the longest name of a run; file systems take 255, and temporary names are longer."""
 LOCK = "lock"
 """Name of the file that is locked while a training is at work."""
-_FOLDERS = ("checkpoints", "segments", "tensorboard", "wandb", "pictures", "videos")
+_FOLDERS = ("checkpoints", "segments", "tensorboard", "wandb", "pictures", "videos", "recordings", "card")
 _FILES = (
     "config.yaml", "rig.json", CAMERAS, ORIGIN, "metrics.csv", "eval.json", "probe.json", "probe.png", "policy.onnx",
     LOCK,
