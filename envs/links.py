@@ -8,19 +8,17 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import cloudpickle
 import gymnasium as gym
+import numpy as np
 
 from envs import registry
 from envs.decimation import WORKER
 from envs.errors import UserError
-
-if TYPE_CHECKING:
-    from envs.workers import Workers
 
 PATIENCE = 5.0
 """Seconds that a worker gets to close its environments."""
@@ -30,6 +28,18 @@ class WorkerDied(Exception):
     """Nobody is at a worker's end of the connection."""
 
 
+class Pool(Protocol):
+    """What a link must know of the workers' pool (:class:`envs.workers.Workers`)."""
+
+    count: int
+    """Of all environments."""
+    memory: int
+    """File descriptor of the memory for observations."""
+
+    def take(self, observations: Mapping[str, np.ndarray], rows: Sequence[int]) -> None:
+        """Keep observations that did not come through shared memory."""
+
+
 class Link(ABC):
     """A worker as its pool sees it. Commands are answered in their order; each has a number, and so has its answer.
 
@@ -37,7 +47,7 @@ class Link(ABC):
     :param pool: to which it belongs.
     """
 
-    def __init__(self, constructors: Mapping[int, Callable[[], gym.Env]], pool: Workers) -> None:
+    def __init__(self, constructors: Mapping[int, Callable[[], gym.Env]], pool: Pool) -> None:
         self.rows = list(constructors)
         self.number = 0
         self.recipe = cloudpickle.dumps((registry.task_modules(), constructors, pool.count))
@@ -140,7 +150,7 @@ class ProcessLink(PipeLink):
     :param core: that it is kept to; None: any.
     """
 
-    def __init__(self, constructors: Mapping[int, Callable[[], gym.Env]], pool: Workers, core: int | None) -> None:
+    def __init__(self, constructors: Mapping[int, Callable[[], gym.Env]], pool: Pool, core: int | None) -> None:
         super().__init__(constructors, pool)
         self._core, self._memory = core, pool.memory
         self.start()

@@ -17,18 +17,15 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cloudpickle
 import gymnasium as gym
 
 from envs.decimation import WORKER
 from envs.errors import UserError
-from envs.links import PATIENCE, PipeLink
+from envs.links import PATIENCE, PipeLink, Pool
 from envs.worker import Host, memory_file, serve
-
-if TYPE_CHECKING:
-    from envs.workers import Workers
 
 SAME = ("mujoco", "numpy", "gymnasium", "mujoco-warp", "metaworld")
 """Packages whose version may change what an environment does."""
@@ -107,7 +104,7 @@ class RayLink(PipeLink):
     :param core: of no meaning here.
     """
 
-    def __init__(self, constructors: Mapping[int, Callable[[], gym.Env]], pool: Workers, core: int | None) -> None:
+    def __init__(self, constructors: Mapping[int, Callable[[], gym.Env]], pool: Pool, core: int | None) -> None:
         super().__init__(constructors, pool)
         import ray
 

@@ -18,13 +18,12 @@ from typing import Any
 import yaml
 
 from envs.errors import UserError
-from experiments.options.cli import parse, run_main
+from experiments.options.cli import flat, parse, run_main, typed
 from experiments.options.config import TrainConfig
 from experiments.reports.page import files_of_run, template
 from experiments.runs import Run
 from experiments.runs.folder import CAMERAS, ORIGIN
 from experiments.studies.report import curves
-from experiments.sweeps.plan import flat, typed
 from experiments.training.checkpointing import is_finished
 from kp3d_rl.storage.files import parse_json, read_whole, remove
 

@@ -15,7 +15,8 @@ from experiments.options.cli import parse, run_main
 from experiments.runs.folder import locked
 from experiments.sweeps.cluster import Cluster, connected, require_room
 from experiments.sweeps.nodes import backend_of, description
-from experiments.sweeps.plan import Plan, read_plan
+from experiments.sweeps.plan import Plan
+from experiments.sweeps.plan_file import read_plan
 from experiments.sweeps.single import is_made
 from experiments.sweeps.state import Entry, place_file, read_attempts, seconds_left, write_state
 from experiments.sweeps.table import SweepView

@@ -158,7 +158,7 @@ def blueprint(rerun: Any, film: Film) -> Any:
     cameras = [views.Spatial2DView(origin=f"world/cameras/{name}/image", name=name) for name in film.names]
     space = views.Spatial3DView(origin="world", name="keypoints in space")
     curves = views.TimeSeriesView(origin="curves", name="curves")
-    above = views.Horizontal(space, views.Grid(*cameras), column_shares=[3, 2])
+    above = views.Horizontal(space, views.Grid(*cameras, grid_columns=-(-len(cameras) // 3)), column_shares=[3, 1])
     return views.Blueprint(views.Vertical(above, curves, row_shares=[3, 1]), collapse_panels=True)
 
 
@@ -177,7 +177,7 @@ class Recorder:
         self.bodies = list(film.env.get_wrapper_attr("probe_bodies"))
         self.trails: list[np.ndarray] = []
         self.log("world", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
-        edges = rerun.Boxes3D(centers=[box.centre], half_sizes=[box.half_extents], colors=[(150, 150, 160)])
+        edges = rerun.Boxes3D(centers=[box.centre], half_sizes=[box.half_extents], fill_mode="MajorWireframe")
         self.log("world/workspace", edges, static=True)
         for name, style in {"reward": (70, 120, 170), "return": (35, 140, 60), "success": (200, 60, 60)}.items():
             self.log(f"curves/{name}", rerun.SeriesLines(colors=[style], names=[name]), static=True)

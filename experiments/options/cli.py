@@ -12,7 +12,7 @@ import io
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -185,3 +185,32 @@ def describe(kind: Any) -> str:
     if kind is Path:
         return "a path"
     return _NUMBERS.get(kind, "text")
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Options of a dataclass by their dotted names.
+
+    :param config: frozen dataclass with nested ones.
+    :param prefix: of the names.
+    """
+    found: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        own = flat(value, f"{prefix}{entry.name}.") if dataclasses.is_dataclass(value) else {prefix + entry.name: value}
+        found |= own
+    return found
+
+
+def typed(given: Mapping[str, Any]) -> list[str]:
+    """Options as a person types them.
+
+    :param given: values by names without dashes; a truth sets or unsets a flag.
+    """
+    arguments: list[str] = []
+    for name, value in given.items():
+        group, dot, last = name.replace("_", "-").rpartition(".")
+        if value is True or value is False:
+            arguments.append(f"--{group}{dot}{'' if value else 'no-'}{last}")
+        else:
+            arguments += [f"--{group}{dot}{last}", str(value)]
+    return arguments

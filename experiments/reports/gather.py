@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from envs.errors import UserError
+from experiments.options.cli import flat
 from experiments.options.config import TrainConfig
 from experiments.options.files import from_yaml
 from experiments.runs import Run
 from experiments.studies.report import curves
-from experiments.sweeps.plan import flat
 from experiments.training.checkpointing import is_finished
 from kp3d_rl.storage.files import DamagedError, parse_json, read_whole
 

@@ -15,7 +15,8 @@ from experiments import evaluate, probe, resume, train
 from experiments.options.cli import run_main
 from experiments.runs import Run
 from experiments.runs.folder import is_locked
-from experiments.sweeps.plan import PlannedRun, read_plan
+from experiments.sweeps.plan import PlannedRun
+from experiments.sweeps.plan_file import read_plan
 from experiments.training.checkpointing import is_finished
 from kp3d_rl.storage.files import remove
 

@@ -13,10 +13,9 @@ import yaml
 import kp3d_rl
 from envs.errors import UserError
 from experiments import card, evaluate
-from experiments.options.cli import parse
+from experiments.options.cli import flat, parse
 from experiments.options.config import TrainConfig
 from experiments.runs import Run
-from experiments.sweeps.plan import flat
 from tests.experiments.conftest import run_in
 
 

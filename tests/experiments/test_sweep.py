@@ -18,7 +18,7 @@ import pytest
 
 from envs.errors import UserError
 from experiments import sweep, train
-from experiments.options.cli import parse
+from experiments.options.cli import flat, parse, typed
 from experiments.options.config import TrainConfig
 from experiments.options.presets import expanded
 from experiments.runs.folder import is_locked, locked
@@ -26,7 +26,8 @@ from experiments.soak.kills import differing_ends
 from experiments.sweeps import state, work
 from experiments.sweeps.cluster import Cluster, lost, require_room
 from experiments.sweeps.nodes import backend_of, description
-from experiments.sweeps.plan import Plan, flat, read_plan, typed
+from experiments.sweeps.plan import Plan
+from experiments.sweeps.plan_file import read_plan
 from experiments.sweeps.single import has_begun, is_made
 from experiments.sweeps.state import Entry, seconds_left, steps_done
 from experiments.sweeps.table import duration, summary, table
