@@ -105,6 +105,7 @@ def connected(address: str | None, jobs: int, cores: int) -> Iterator[Cluster]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # ray's own is 15; who wants that types `nice make sweep`
     try:
         import ray
     except ImportError:
