@@ -57,6 +57,11 @@ class Link(ABC):
     def pid(self) -> int:
         """Its process, on the machine that it is on."""
 
+    @property
+    def node(self) -> str | None:
+        """The machine that it is on; None: this one. All workers of one that is lost die together."""
+        return None
+
     @abstractmethod
     def start(self) -> None:
         """Begin, or begin again; the first answer has its environments' spaces."""

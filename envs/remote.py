@@ -8,15 +8,20 @@ it is started again on a node that is left.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import pickle
 import platform
 import signal
 import socket
+import struct
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -29,14 +34,21 @@ from envs.worker import Host, memory_file, serve
 
 SAME = ("mujoco", "numpy", "gymnasium", "mujoco-warp", "metaworld")
 """Packages whose version may change what an environment does."""
+PATIENCE_WITH_A_MESSAGE = 30.0
+"""Seconds in which a message that has begun must go on."""
+WAITING, MOST_WAITING = 20.0, 600.0
+"""Seconds until it is said that a worker waits for a node, and until that is an error."""
 LOOK = 1.0
 """Seconds between two looks whether ray has lost a worker that does not answer."""
 _QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 def versions() -> dict[str, str]:
-    """Of what must be the same on all machines."""
-    found = {"python": platform.python_version()}
+    """Of what must be the same on all machines, and a digest of this package's files."""
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    found = {"python": platform.python_version(), "code of the environments": digest.hexdigest()[:12]}
     for package in SAME:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
@@ -65,10 +77,14 @@ class RemoteHost:
             os.environ[WORKER] = str(next(iter(constructors)))
             return Host(modules, constructors, count, memory_file())
 
-        pipe = connection(socket.create_connection(address, ANSWER))
+        import ray
+
+        end = socket.create_connection(address, ANSWER)
+        end.settimeout(None)
+        pipe = connection(end)
         answer_challenge(pipe, key)
         deliver_challenge(pipe, key)
-        pipe.send(os.getpid())
+        pipe.send((os.getpid(), ray.get_runtime_context().get_node_id()))
         serve(pipe, make, show=True)
 
 
@@ -84,13 +100,18 @@ def require_same(expected: Mapping[str, str]) -> None:
             raise UserError(f"node {socket.gethostname()} has {name} {here.get(name)}, here it is {wanted}")
 
 
-def connection(end: socket.socket) -> Connection:
-    """A connection of a socket, which no longer is one; small messages go at once.
+def connection(end: socket.socket, patience: float | None = None) -> Connection:
+    """A connection of a socket, which no longer is one; small messages go at once, and it notices a dead other end.
 
-    :param end: connected.
+    :param end: connected, without a time limit of its own.
+    :param patience: seconds after which a message that does not go on is an error; None: never.
     """
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    end.setblocking(True)
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if patience is not None:
+        limit = struct.pack("ll", int(patience), 0)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
     return Connection(end.detach())
 
 
@@ -108,22 +129,30 @@ class RayLink(PipeLink):
         super().__init__(constructors, pool)
         import ray
 
-        self._ray, self._pool = ray, pool
-        self._make = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(RemoteHost)
-        self.start()
+        self._ray, self._pool, self._node = ray, pool, None
+        self.start(cores=1)
 
     @property
     def pid(self) -> int:
         """Process id on its node."""
         return self._pid
 
-    def start(self) -> None:
-        """Begin, or begin again, on a node that has a core to spare."""
+    @property
+    def node(self) -> str | None:
+        """Ray's name of its node."""
+        return self._node
+
+    def start(self, cores: int = 0) -> None:
+        """Begin, or begin again.
+
+        :param cores: that it waits for; in place of a worker that was lost it shares one, since none may be left.
+        """
+        make = self._ray.remote(num_cpus=cores, max_restarts=0, scheduling_strategy="SPREAD")(RemoteHost)
         self._cluster, self._key = cluster_now(self._ray), os.urandom(32)
         self.pipe, self.number = None, 0
         self._server = socket.create_server((self._ray.util.get_node_ip_address(), 0))
         self._server.settimeout(LOOK)
-        self.actor = self._make.remote()
+        self.actor = make.remote()
         address = self._server.getsockname()
         self._serving = self.actor.serve.remote(address, self._key, list(sys.path), versions())
 
@@ -135,16 +164,24 @@ class RayLink(PipeLink):
             self._ray.kill(self.actor)
 
     def _connect(self) -> None:
-        """Wait for it to call, and hand it the recipe."""
+        """Wait for it to call, and hand it the recipe; others who call are not heard."""
+        said, started = False, time.monotonic()
         while self.pipe is None:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, EOFError, OSError, AuthenticationError):
                 end, _ = self._server.accept()
-                pipe = connection(end)
+                end.settimeout(None)
+                pipe = connection(end, PATIENCE_WITH_A_MESSAGE)
                 deliver_challenge(pipe, self._key)
                 answer_challenge(pipe, self._key)
-                self._pid = pipe.recv()
+                self._pid, self._node = pipe.recv()
                 self.pipe = pipe
             self._require_serving()
+            waited = time.monotonic() - started
+            if self.pipe is None and waited > MOST_WAITING:
+                raise UserError(f"no node had a free core for a worker in {MOST_WAITING / 60:.0f} minutes")
+            if self.pipe is None and waited > WAITING and not said:
+                print("waiting for a node with a free core for a worker", file=sys.stderr, flush=True)
+                said = True
         self._server.close()
         self._write(self.recipe)
 
@@ -163,11 +200,10 @@ class RayLink(PipeLink):
             self._connect()
         while not self.pipe.poll(LOOK):
             self._require_serving()
-        answer = cloudpickle.loads(self.pipe.recv_bytes())
-        observations = pickle.loads(self.pipe.recv_bytes())
+        answer, observations = pickle.loads(self.pipe.recv_bytes())
         if observations:
             self._pool.take(observations, self.rows)
-        return answer
+        return cloudpickle.loads(answer)
 
     def _end(self) -> str:
         if self.pipe is not None:
@@ -177,8 +213,9 @@ class RayLink(PipeLink):
             self._ray.get(self._serving)
         except self._ray.exceptions.RayTaskError as error:
             return f"it could not begin: {str(error).strip().splitlines()[-1]}"
-        except self._ray.exceptions.RayError:
-            pass
+        except self._ray.exceptions.RayError as error:
+            if "ModuleNotFoundError" in str(error):
+                return "a node cannot load the project: install it there"
         return "its process or its node was lost"
 
 
@@ -228,5 +265,5 @@ def require_answer(address: str) -> None:
     :raises OSError: where nothing answers.
     """
     host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal():
+    if colon and port.isdecimal() and "://" not in host:
         socket.create_connection((host, int(port)), timeout=ANSWER).close()

@@ -73,16 +73,17 @@ def serve(pipe: Connection, make: Callable[[bytes], Host], show: bool = False) -
 
     :param pipe: to whoever commands; a recipe comes first.
     :param make: makes the environments of a recipe.
-    :param show: whether a second message follows each answer: the new observations, for who shares no memory.
+    :param show: whether answers hold the new observations, too, for who shares no memory.
     """
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the other end closed, or is no more
         recipe = pipe.recv_bytes()
         host, answer = answered(0, lambda: make(recipe), lambda host: host.spaces)
         name = ""
         while True:
+            if show:  # in one message: who is interrupted between two would take the second for another answer
+                newest = host.newest() if host is not None and name in SHOWING else {}
+                answer = pickle.dumps((answer, newest), pickle.HIGHEST_PROTOCOL)
             pipe.send_bytes(answer)
-            if show:
-                pipe.send_bytes(pickle.dumps(host.newest() if name in SHOWING else {}, pickle.HIGHEST_PROTOCOL))
             if host is None:
                 return
             number, name, arguments = cloudpickle.loads(pipe.recv_bytes())

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,8 @@ from envs.worker import map_arrays, memory_file, require_same_spaces
 
 MOST_DEATHS = 5
 """So many deaths of workers are made up for; the next one ends the run."""
+TOGETHER = 60.0
+"""Seconds within which the deaths of workers of one other machine count as one: the machine may be lost."""
 
 
 class Workers:
@@ -62,6 +65,7 @@ class Workers:
             self.close()
             raise
         self.observation_space, self.action_space = spaces[0]
+        self._deaths: dict[str, float] = {}  # when workers of a machine died, by machine
         self._lost: dict[int, tuple[dict[str, np.ndarray], dict]] = {}  # last observation and info of the new reset
         self._set: dict[tuple[int, str], Any] = {}
         self._arrays = map_arrays(self.observation_space, self.count, self.memory)
@@ -211,7 +215,10 @@ class Workers:
 
     def _replace(self, worker: Link, reason: str) -> None:
         """Start a worker again and reset its environments; the next step ends their episodes."""
-        self.deaths += 1
+        now, node = time.monotonic(), worker.node
+        if node is None or now - self._deaths.get(node, -TOGETHER) >= TOGETHER:
+            self.deaths += 1
+            self._deaths |= {} if node is None else {node: now}
         who = f"environment worker {self._workers.index(worker) + 1} of {len(self._workers)} died ({reason})"
         if self.deaths > MOST_DEATHS:
             raise UserError(

@@ -29,6 +29,9 @@ from kp3d_rl.storage.files import parse_json, read_whole, remove
 
 COPIED = ("config.yaml", "rig.json", CAMERAS, ORIGIN, "metrics.csv", "eval.json", "probe.json", "policy.onnx")
 """Files of the run that go along, where they are there."""
+SHOWN = {"picture": "keypoints.png", "video": "replay.mp4"}
+"""What there is to look at, by kind."""
+LIBRARY = "kp3d_rl"
 KINDS = {
     "keypoint3d": "3D keypoints that it discovered by itself from several cameras, fused over them",
     "keypoint2d": "2D keypoints that it discovered by itself in each of several cameras' views",
@@ -95,7 +98,8 @@ def write_folder(run: Run, out: Path, text: str, media: Mapping[str, Path]) -> N
     :param media: "picture" and "video", where there are such.
     :raises UserError: where something else stands there, or it cannot be written.
     """
-    if out.exists() and not (out / "README.md").is_file():
+    out = out.resolve()
+    if out.exists() and not is_card(out):
         raise UserError(f"{out} is there already and is no card: name another folder with --out")
     partial = out.with_name(f".{out.name}.partial")
     try:
@@ -107,7 +111,7 @@ def write_folder(run: Run, out: Path, text: str, media: Mapping[str, Path]) -> N
         step = run.checkpoints.latest()
         checkpoint = run.checkpoints.path(step)  # type: ignore[arg-type]
         shutil.copytree(checkpoint, partial / "checkpoints" / checkpoint.name)
-        for kind, name in {"picture": "keypoints.png", "video": "replay.mp4"}.items():
+        for kind, name in SHOWN.items():
             if kind in media:
                 shutil.copyfile(media[kind], partial / name)
         (partial / "README.md").write_text(text)
@@ -117,6 +121,18 @@ def write_folder(run: Run, out: Path, text: str, media: Mapping[str, Path]) -> N
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
     finally:
         remove(partial)
+
+
+def is_card(folder: Path) -> bool:
+    """Whether a folder is an earlier card with nothing else in it, which may be replaced."""
+    own = {*COPIED, "README.md", "checkpoints", *SHOWN.values()}
+    text = folder / "README.md"
+    return (
+        folder.is_dir()
+        and {path.name for path in folder.iterdir()} <= own
+        and text.is_file()
+        and text.read_text(errors="replace").startswith(f"---\nlibrary_name: {LIBRARY}\n")
+    )
 
 
 def card(
@@ -186,7 +202,7 @@ def metadata(
     tags = ["reinforcement-learning", "robotics", "mujoco", config.env, config.algorithm, config.encoder.kind]
     if config.encoder.finds_keypoints:
         tags.insert(3, "keypoints")
-    head = {"library_name": "kp3d_rl", "pipeline_tag": "reinforcement-learning", "tags": tags}
+    head = {"library_name": LIBRARY, "pipeline_tag": "reinforcement-learning", "tags": tags}
     return head | ({"license": license_name} if license_name else {}) | {
         "model-index": [{"name": name, "results": [result]}]
     }  # fmt: skip

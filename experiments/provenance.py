@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -14,6 +15,8 @@ import torch
 from envs.renderers import chosen_backend
 from experiments.options.config import RunConfig
 
+PACKAGES = ("kp3d_rl", "envs", "agents", "experiments")
+"""The project's own."""
 NUMERICAL = ("torch", "numpy", "mujoco", "mujoco_warp", "stable_baselines3", "sb3_contrib", "gymnasium")
 """Libraries whose version may change a number."""
 
@@ -46,6 +49,15 @@ def code() -> str:
     """The commit that this process runs, and whether any code of it was changed."""
     changed = _git("diff", "--quiet", "HEAD", "--", ":/*.py").returncode
     return f"{origin()['commit']}{'-changed' if changed == 1 else ''}"
+
+
+def sources() -> str:
+    """A digest of the project's own Python code as it stands on the disk now."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @functools.cache

@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> None:
     sources = [Path(word) for word in config.runs.split()]
     out = config.out or default_place(sources)
     require_place(out)
+    require_numbers_place(out, sources)
     if config.figure is not None:
         require_place(config.figure)
     gathered = gather(sources)
@@ -55,6 +56,22 @@ def main(argv: Sequence[str]) -> None:
     for line in gathered.left_out:
         print(f"left out  {line}")
     print(f"{len(gathered.results)} runs, {len(gathered.left_out)} left out: {out}")
+
+
+def require_numbers_place(out: Path, sources: Sequence[Path]) -> None:
+    """Refuse a page whose numbers, which go beside it, would replace a file that is no earlier report's.
+
+    :param out: of the page.
+    :param sources: that it is made of.
+    :raises UserError: saying which file.
+    """
+    numbers = out.with_suffix(".json")
+    if out.suffix not in (".html", ".htm"):
+        raise UserError(f"cannot write {out}: the name of a page ends in .html")
+    require_place(numbers)
+    mine = not numbers.exists() or '"left_out"' in numbers.read_text(errors="replace")
+    if not mine or any(numbers.resolve() == source.resolve() for source in sources):
+        raise UserError(f"the numbers of {out} would replace {numbers}, which is something else: name another --out")
 
 
 def default_place(sources: Sequence[Path]) -> Path:

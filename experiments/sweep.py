@@ -95,28 +95,48 @@ class Sweep:
         self.plan, self.entries, self.cluster, self.view = plan, entries, cluster, view
         self.by_label = {entry.run.label: entry for entry in entries}
         self.since: dict[str, float] = {}
-        self.token = (str(plan.folder / "token"), f"{plan.name} {time.time_ns()}")
+        moment = time.time_ns()  # a name of its own: network file systems remember what a file held for a while
+        self.token = (str(plan.folder / f"token-{moment}"), f"{plan.name} {moment}")
+        self.expected = description()
         self.backends: dict[str, str] = {}
+        self.told: set[str] = set()
 
     def run(self) -> None:
         """Hand out all runs, and again those that fail, until there is nothing left to do."""
         write_whole(Path(self.token[0]), self.token[1].encode())
-        for entry in self.entries:
-            place_file(self.plan.folder, entry.run).unlink(missing_ok=True)
-            if entry.status != "done":
-                self.cluster.hand_out(self.task(entry))
         try:
+            for entry in self.entries:
+                place_file(self.plan.folder, entry.run).unlink(missing_ok=True)
+                if entry.status != "done":
+                    self.cluster.hand_out(self.task(entry))
             while self.cluster.handed:
-                require_room(self.cluster)
+                if not require_room(self.cluster):
+                    self.say_once("no node is there at the moment: waiting for one")
                 for task, outcome in self.cluster.wait(EVERY):
                     self.take(self.by_label[task.label], outcome)
                 self.look()
-        except KeyboardInterrupt:
+        except BaseException:
             self.view.say("stopping where the runs can go on later; the same command goes on with them")
             self.cluster.stop(PATIENCE + 10)
             raise
         finally:
+            for entry in self.entries:
+                entry.status = "waiting" if entry.status == "running" else entry.status
+            Path(self.token[0]).unlink(missing_ok=True)
+            self.write()
+
+    def write(self) -> None:
+        """Write how far it is; where that cannot be written the runs go on all the same."""
+        try:
             write_state(self.plan, self.entries, list(self.cluster.refused.values()))
+        except OSError as error:
+            self.say_once(f"warning: sweep.json cannot be written: {error.strerror or error}")
+
+    def say_once(self, line: str) -> None:
+        """Say something that need not be said again."""
+        if line not in self.told:
+            self.told.add(line)
+            self.view.say(line)
 
     def task(self, entry: Entry) -> Task:
         """What a node is told of a run."""
@@ -133,7 +153,7 @@ class Sweep:
             place=str(place_file(folder, run)),
             cores=self.plan.cores,
             token=self.token,
-            expected=description(),
+            expected=self.expected,
             backend=None if asked is None else (asked, self.backends[asked]),
         )
 
@@ -142,24 +162,27 @@ class Sweep:
         place_file(self.plan.folder, entry.run).unlink(missing_ok=True)
         started = self.since.pop(entry.run.label, None)
         if outcome.refused:
-            self.view.say(f"node {outcome.host} is left out: {outcome.refused}")
+            self.say_once(f"node {outcome.host} is left out: {outcome.refused}")
             entry.status = "waiting"
             return self.cluster.hand_out(self.task(entry))
+        failed = outcome.failed
+        if failed is None and not is_made(entry.run):
+            failed = "was stopped" if outcome.stopped else "ended without an error, but something of it is missing"
         seconds = outcome.seconds or (0.0 if started is None else round(time.monotonic() - started, 1))
         where = outcome.host or entry.place
-        entry.attempts.append({"host": where, "seconds": seconds, "problem": outcome.failed})
+        entry.attempts.append({"host": where, "seconds": seconds, "problem": failed})
         entry.place = ""
-        if outcome.failed is None:
+        if failed is None:
             entry.status = "done"
             self.view.say(f"done     {entry.run.label} on {where}")
         elif entry.failures <= self.plan.retries:
             entry.status = "waiting"
-            self.view.say(f"again    {entry.run.label}: {outcome.failed}")
+            self.view.say(f"again    {entry.run.label}: {failed}")
             self.cluster.hand_out(self.task(entry))
         else:
             entry.status = "failed"
-            self.view.say(f"failed   {entry.run.label}: {outcome.failed}")
-        write_state(self.plan, self.entries, list(self.cluster.refused.values()))
+            self.view.say(f"failed   {entry.run.label}: {failed}")
+        self.write()
 
     def look(self) -> None:
         """Read what the runs are at, and show it."""

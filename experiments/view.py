@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         if not run.config.encoder.sees:
             raise UserError(f"{run.path} acts on the simulator's state: it has no cameras to look through")
         film = Film(env, load_policy(run, env, checkpoint, config.device), config.video(), {})
-        record(rerun, path, film, f"{run.config.env} {run.path.name}")
+        record(rerun, path, film, f"{run.config.env} {run.path.name} {path.stem}")
     print(path)
     if not config.record_only and has_screen():
         open_viewer(path)

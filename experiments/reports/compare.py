@@ -115,6 +115,9 @@ def tables_of_scores(gathered: Gathered) -> tuple[dict[str, np.ndarray], list[st
             lines.append(f"{method}: not in the comparison over tasks, it was not evaluated on {', '.join(missing)}")
             continue
         found[method] = table
+        most = max(len(gathered.of(env, method)) for env in gathered.envs)
+        if len(table) < most:
+            lines.append(f"{method}: of {most} seeds {len(table)} count over all tasks, as many as each task has")
         if len(table) < FEWEST:
             lines.append(f"{method}: no intervals over seeds, there are {len(table)} where {FEWEST} are needed")
     return found, lines
@@ -177,7 +180,9 @@ def improvements(tables: dict[str, np.ndarray]) -> tuple[list[tuple[str, str, Ag
 
 
 def steps_to(result: Result, share: float) -> float | None:
-    """The first evaluated step from which on a run's success does not fall below a share again for two evaluations.
+    """The first evaluated step at which a run's success reaches a share, and still has it one evaluation later.
+
+    The last evaluation has none after it, and counts by itself.
 
     :param share: of episodes.
     :return: None where it never gets there.

@@ -98,16 +98,17 @@ def draw_band(panel: Any, band: Band, style: dict[str, Any], label: str, factor:
         panel.fill_between(band.x, factor * band.low, factor * band.high, color=style["color"], alpha=0.18, linewidth=0)
 
 
-def aggregates_figure(tables: dict[str, np.ndarray]) -> Figure:
+def aggregates_figure(tables: dict[str, np.ndarray], order: Sequence[str]) -> Figure:
     """Interquartile mean, mean, median and optimality gap of each method with 95 % intervals.
 
     :param tables: (R, T) by method.
+    :param order: of all methods of the report, by which they have their colours.
     """
     figure = new_figure(2.4 * len(STATISTICS) + 1.8, 0.9 + 0.38 * len(tables))
     panels = figure.subplots(1, len(STATISTICS), sharey=True)
-    for row, table in enumerate(tables.values()):
+    for row, (method, table) in enumerate(tables.items()):
         for panel, found in zip(panels, aggregates(table).values(), strict=True):
-            colour = look(row)["color"]
+            colour = look(order.index(method))["color"]
             if np.isfinite(found.low):
                 panel.barh(row, found.high - found.low, left=found.low, height=0.6, color=colour, alpha=0.4)
             panel.plot([found.value] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.5)
@@ -119,15 +120,16 @@ def aggregates_figure(tables: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def profiles_figure(tables: dict[str, np.ndarray]) -> Figure:
+def profiles_figure(tables: dict[str, np.ndarray], order: Sequence[str]) -> Figure:
     """Performance profiles of all methods.
 
     :param tables: (R, T) by method.
+    :param order: of all methods of the report, by which they have their looks.
     """
     figure = new_figure(7.5, 3.8)
     panel = figure.subplots()
-    for number, (method, table) in enumerate(tables.items()):
-        draw_band(panel, profile(table), look(number), method)
+    for method, table in tables.items():
+        draw_band(panel, profile(table), look(order.index(method)), method)
     panel.set(xlabel="success at end, τ", ylabel="share of runs above τ", xlim=(0, 1), ylim=(-0.03, 1.03))
     panel.grid(alpha=0.3)
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

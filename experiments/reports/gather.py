@@ -24,7 +24,9 @@ from kp3d_rl.storage.files import DamagedError, parse_json, read_whole
 CURVE = "evaluated_success_at_end"
 """The curve of a run: deterministic evaluations during training."""
 NOT_OF_THE_METHOD = ("env", "run", "seed", "device", "threads", "render.workers", "render.backend")
-"""Options in which runs of one method may differ."""
+"""Options in which runs of one method may differ; so may all that say what is logged."""
+PATHS = ("pretrained", "encoder.weights")
+"""Options that name another run, of each seed another one: what counts is whether there is one."""
 OF_THE_TASK = ("total_steps", "action_repeat", "redraw", "cameras", "image_size", "log.evaluation_episodes")
 """Options in which methods that are compared on a task must not differ."""
 LARGEST = 50_000_000
@@ -47,6 +49,7 @@ class Result:
     :param options: by dotted name; empty where a study's data do not have them.
     :param folder: of the run; None of a study's data.
     :param made: commit, machine and command, as far as they are known.
+    :param plan: sweep or study that it was made for, which says what is compared; empty: none.
     """
 
     label: str
@@ -61,6 +64,7 @@ class Result:
     options: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     made: dict[str, str] = field(default_factory=dict)
+    plan: str = ""
 
     @property
     def score(self) -> float | None:
@@ -110,7 +114,7 @@ def gather(sources: Sequence[Path]) -> Gathered:
                 results.append(found)
             else:
                 left_out.append(f"{found.label}: is named twice")
-    results = named_methods(results)
+    results = told_apart(named_methods(results))
     kept, different = comparable(results)
     left_out += different
     if not kept:
@@ -126,12 +130,12 @@ def _of_source(source: Path) -> Iterable[Result | str]:
     if (source / "sweep.json").is_file():
         return _of_sweep(source)
     if (source / "config.yaml").is_file():
-        return [_of_run(source)]
+        return _of_run(source)
     folders = sorted(path.parent for path in source.glob("*/config.yaml")) if source.is_dir() else []
     if not folders:
         kinds = "a run folder, a folder of runs, a sweep's folder or a study's JSON file"
         raise UserError(f"no runs at {source}: it must be {kinds}")
-    return [_of_run(folder) for folder in folders]
+    return [found for folder in folders for found in _of_run(folder)]
 
 
 def _json(path: Path) -> Any:
@@ -172,55 +176,72 @@ def _of_record(record: dict[str, Any], path: Path) -> Result | str:
         tuple((float(step), float(value)) for step, value in record[CURVE]),
         int(record["steps"]), float(record["minutes"]),
         None if success is None else (int(success["k"]), int(success["n"])),
-        record.get("probe"), {}, None, made,
+        record.get("probe"), {}, None, made, path.stem,
     )  # fmt: skip
 
 
 def _of_sweep(folder: Path) -> list[Result | str]:
     """Runs of a sweep, with the methods that its plan names."""
-    state = _json(folder / "sweep.json")
+    try:
+        return _of_state(folder, _json(folder / "sweep.json"))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        problem = f"{type(error).__name__} {error}"
+        advice = "the same `make sweep` writes it anew"
+        raise UserError(f"{folder / 'sweep.json'} is damaged ({problem}): {advice}") from None
+
+
+def _of_state(folder: Path, state: dict[str, Any]) -> list[Result | str]:
+    """Runs of a sweep whose file holds this."""
     found: list[Result | str] = [f"{folder.name}: a node was left out, {reason}" for reason in state["refused"]]
-    root = folder.resolve().parents[2]  # of runs/sweeps/<name>
+    root = folder.absolute().parents[2]  # of runs/sweeps/<name>; "runs" may be a link to another disk
     for run in state["runs"]:
         path = root / run["folder"]
         problems = [attempt["problem"] for attempt in run["attempts"] if attempt["problem"]]
-        if run["status"] == "failed":
+        there = _of_run(path) if (path / "config.yaml").is_file() else []
+        if run["status"] == "failed" and not any(isinstance(result, Result) for result in there):
             found.append(f"{run['label']}: failed ({problems[-1] if problems else 'unknown'})")
-        elif not (path / "config.yaml").is_file():
+        elif not there:
             found.append(f"{run['label']}: has not begun")
-        else:
-            result = _of_run(path)
-            found.append(replace(result, method=run["method"]) if isinstance(result, Result) else result)
+        found += [
+            replace(result, method=run["method"], plan=folder.name) if isinstance(result, Result) else result
+            for result in there
+            if isinstance(result, Result) or run["status"] != "failed"
+        ]
     return found
 
 
-def _of_run(folder: Path) -> Result | str:
-    """A finished training, or why it cannot be compared."""
-    label = f"{folder.parent.name}/{folder.name}"
+def _of_run(folder: Path) -> list[Result | str]:
+    """A finished training, and what cannot be said of it; or why it cannot be compared."""
+    label, notes = f"{folder.parent.name}/{folder.name}", []
     try:
         config = from_yaml(folder / "config.yaml")
         if not isinstance(config, TrainConfig):
-            return f"{label}: is a pretraining, it has no policy"
+            return [f"{label}: is a pretraining, it has no policy"]
         run = Run.open(str(folder), config.env)
         steps = run.steps()
         if not steps or not is_finished(run.load()):
             done = f"stopped or crashed at step {steps[-1]:,}" if steps else "has no checkpoint"
-            return f"{label}: is not finished ({done} of {config.total_steps:,}): make train RESUME={folder}"
+            return [f"{label}: is not finished ({done} of {config.total_steps:,}): make train RESUME={folder}"]
         known = curves(run)
         evaluated = _json(folder / "eval.json") if (folder / "eval.json").is_file() else {}
         success = evaluated.get("results", {}).get("as trained", {}).get("summary", {}).get("success_at_end")
+        counted = None if success is None else (int(success["k"]), int(success["n"]))
+        if counted is not None and (evaluated.get("checkpoint") != steps[-1] or evaluated.get("reject_outliers")):
+            how = f"at step {evaluated.get('checkpoint')}, not as it ended"
+            notes.append(f"{label}: its evaluation is of another kind ({how}): make evaluate RUN={folder}")
+            counted = None
         probe = _json(folder / "probe.json") if (folder / "probe.json").is_file() else None
         origin = _json(folder / "origin.json") if (folder / "origin.json").is_file() else {}
-    except (UserError, OSError, ValueError, KeyError, AttributeError) as error:
-        return f"{label}: cannot be read ({error})"
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{label}: cannot be read ({error})"]
     curve = tuple((float(step), float(value)) for step, value in known[CURVE])
-    counted = None if success is None else (int(success["k"]), int(success["n"]))
     if counted is None and not curve:
-        return f"{label}: was never evaluated: make evaluate RUN={folder}"
-    return Result(
+        return [*notes, f"{label}: was never evaluated: make evaluate RUN={folder}"]
+    result = Result(
         label, config.env, "", config.seed, curve, known["steps"], known["minutes"], counted, probe, flat(config),
         folder, {key: str(origin.get(key, "")) for key in ("commit", "machine")},
     )  # fmt: skip
+    return [result, *notes]
 
 
 # -- methods and tasks -----------------------------------------------------------------------------------------------
@@ -231,19 +252,36 @@ def named_methods(results: Sequence[Result]) -> list[Result]:
 
     :param results: of all sources.
     """
-    unnamed = [result for result in results if not result.method]
-    alike: dict[str, list[dict[str, Any]]] = {}
-    for result in unnamed:
-        alike.setdefault(_short(result), []).append(result.options)
+    alike: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for result in results:
+        if not result.method:
+            alike.setdefault(_short(result), {}).setdefault(result.env, []).append(result.options)
+    # Within each task: presets may differ from task to task.
+    names = {
+        short: dict.fromkeys(name for options in by_env.values() for name in differing(options))
+        for short, by_env in alike.items()
+    }
     named = []
     for result in results:
-        if result.method:
-            named.append(result)
-            continue
-        others = alike[_short(result)]
-        own = [f"{name} {result.options[name]}" for name in differing(others)]
-        named.append(replace(result, method=" ".join([_short(result), *own])))
+        own = [] if result.method else [f"{name} {result.options[name]}" for name in names[_short(result)]]
+        named.append(replace(result, method=result.method or " ".join([_short(result), *own])))
     return named
+
+
+def told_apart(results: Sequence[Result]) -> list[Result]:
+    """Methods that have one name in several sweeps but other options there, by the sweep's name.
+
+    :param results: with methods.
+    """
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.env, result.method), []).append(result)
+    strange = {
+        method
+        for (_, method), group in groups.items()
+        if len({r.plan for r in group}) > 1 and differing([r.options for r in group if r.options])
+    }
+    return [replace(r, method=f"{r.method} ({r.plan})") if r.method in strange and r.plan else r for r in results]
 
 
 def _short(result: Result) -> str:
@@ -256,27 +294,32 @@ def differing(options: Sequence[dict[str, Any]]) -> list[str]:
     :param options: of several runs.
     """
     names = dict.fromkeys(name for some in options for name in some)
-    told = [name for name in names if name not in NOT_OF_THE_METHOD and name not in OF_THE_TASK]
-    return [name for name in told if len({repr(some.get(name)) for some in options}) > 1]
+    left = (*NOT_OF_THE_METHOD, *OF_THE_TASK)
+    told = [name for name in names if name not in left and not name.startswith("log.")]
+
+    def value(some: dict[str, Any], name: str) -> str:
+        return str(some.get(name) is not None) if name in PATHS else repr(some.get(name))
+
+    return [name for name in told if len({value(some, name) for some in options}) > 1]
 
 
 def comparable(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
     """Results that can be compared, and lines about the others.
 
-    Of each task those stay whose number of steps, repetition of actions, views and so on most have; of runs of one
-    method and seed on a task the first stays.
+    Of each task those stay whose number of steps, repetition of actions, views and so on most have, and what a plan
+    compares on purpose; of runs of one method and seed on a task the first stays.
 
     :param results: with methods.
     """
     kept, left_out = [], []
     for env in dict.fromkeys(result.env for result in results):
         here = [result for result in results if result.env == env]
-        known = [result for result in here if result.options]
         for name in OF_THE_TASK:
+            known = [result for result in here if result.options and not result.plan]
             if len(values := Counter(repr(result.options.get(name)) for result in known)) > 1:
                 usual = values.most_common(1)[0][0]
                 for result in known:
-                    if (own := repr(result.options.get(name))) != usual and result in here:
+                    if (own := repr(result.options.get(name))) != usual:
                         here.remove(result)
                         left_out.append(f"{result.label}: has {name} {own}, most runs of {env} have {usual}")
         seen: set[tuple[str, int]] = set()

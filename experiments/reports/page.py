@@ -179,8 +179,8 @@ def over_tasks_section(gathered: Gathered, scores: dict[str, Any]) -> Section:
         "The interquartile mean leaves out the best and the worst quarter of runs; the optimality gap is what is "
         "missing to 100 %. Intervals are stratified bootstrap 95 % intervals."
     )
-    shown = drawn(figures.aggregates_figure(scores), "Each method's numbers with their intervals.")
-    shown += drawn(figures.profiles_figure(scores), "Performance profiles: the higher, the better.")
+    shown = drawn(figures.aggregates_figure(scores, gathered.methods), "Each method's numbers with their intervals.")
+    shown += drawn(figures.profiles_figure(scores, gathered.methods), "Performance profiles: the higher, the better.")
     return Section("Over all tasks", (text,), shown, tables.aggregates_table(scores), grouped=False)
 
 
@@ -194,7 +194,7 @@ def improvement_section(scores: dict[str, Any]) -> Section:
 def efficiency_section(gathered: Gathered) -> Section:
     """How soon, by steps and by the clock."""
     text = (
-        "Steps to a share of success: the median over the seeds that reach it and stay there for one evaluation more, "
+        "Steps to a share of success: the median over the seeds that reach it and still have it one evaluation later, "
         "and how many do. Minutes are of the whole training, on whatever machine it ran."
     )
     caption = "The same curves over minutes of training, as if each run had gone at its own mean speed throughout."

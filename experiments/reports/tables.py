@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.reports.compare import aggregates, areas, improvements, steps_to
-from experiments.reports.gather import Gathered, Result, differing
-from experiments.studies.report import COMPARED, difference_text, spread_text
+from experiments.reports.compare import FEWEST, aggregates, areas, improvements, steps_to
+from experiments.reports.gather import OF_THE_TASK, Gathered, Result, differing
+from experiments.studies.report import COMPARED, difference_text, mean_text, spread_text
 from kp3d_rl.statistics import wilson_interval
 
 REACHED = (0.5, 0.9)
@@ -32,7 +32,7 @@ def success_table(gathered: Gathered) -> Table:
     """Final success of each method on each task: pooled with Wilson's interval, of each seed, and differences."""
     rows = []
     for env in gathered.envs:
-        first: list[float] | None = None
+        first: list[float] | None = None  # of the first method of all, where this task has it
         for method in gathered.methods:
             group = [r for r in gathered.of(env, method) if r.success is not None]
             if not group:
@@ -40,13 +40,20 @@ def success_table(gathered: Gathered) -> Table:
             k, n = sum(r.success[0] for r in group), sum(r.success[1] for r in group)
             low, high = wilson_interval(k, n)
             rates = [100 * r.score for r in group]
-            difference = "" if first is None else difference_text(first, rates)
-            first = rates if first is None else first
+            difference = "" if first is None else difference_of(first, rates)
+            first = rates if method == gathered.methods[0] else first
             each = ", ".join(f"{rate:.0f}" for rate in rates)
             interval = f"{100 * low:.0f} to {100 * high:.0f}"
             rows.append((env, method, str(len(group)), f"{k}/{n}", interval, each, difference))
     of_all = ("seeds", "success at end, pooled", "95 % interval, %", "each seed, %", "the first minus this")
     return Table(("task", "method", *of_all), tuple(rows))
+
+
+def difference_of(first: Sequence[float], other: Sequence[float]) -> str:
+    """Difference of two means; with Welch's interval where both have seeds enough."""
+    if min(len(first), len(other)) < FEWEST:
+        return f"{np.mean(first) - np.mean(other):.0f}"
+    return difference_text(first, other)
 
 
 def aggregates_table(tables: dict[str, np.ndarray]) -> Table:
@@ -110,9 +117,10 @@ def representation_table(gathered: Gathered) -> Table:
                 continue
             apart = [p["view_disagreement_cm"] for p in probes if p.get("view_disagreement_cm") is not None]
             same = [100 * p["same_body_share"] for p in probes if p.get("same_body_share") is not None]
-            for body, errors in probes[0]["probe_error_cm"].items():
-                own = spread_text([p["probe_error_cm"][body]["keypoints"] for p in probes])
-                others = [f"{errors[other]:.1f}" if errors.get(other) is not None else "–" for other in COMPARED]
+            for body in probes[0]["probe_error_cm"]:
+                having = [p for p in probes if body in p["probe_error_cm"]]
+                own = spread_text([p["probe_error_cm"][body]["keypoints"] for p in having])
+                others = [mean_text(having, body, other) for other in COMPARED]
                 rows.append((env, method, str(len(probes)), body, own, *others,
                              spread_text(apart) if apart else "–", spread_text(same, 0) if same else "–"))  # fmt: skip
     heads = ("task", "method", "seeds", "body", "from keypoints, cm", *(f"{other}, cm" for other in COMPARED),
@@ -121,14 +129,17 @@ def representation_table(gathered: Gathered) -> Table:
 
 
 def options_table(gathered: Gathered) -> Table:
-    """Options that are not the same for all methods, of tasks whose runs have them."""
+    """Options that are not the same for all methods on a task, of tasks whose runs have them."""
     groups = {
         (env, method): found[0].options
         for env in gathered.envs
         for method in gathered.methods
         if (found := [r for r in gathered.of(env, method) if r.options])
     }
-    names = differing(list(groups.values()))
+    by_env = [[options for (env, _), options in groups.items() if env == one] for one in gathered.envs]
+    of_methods = (name for options in by_env for name in differing(options))
+    of_tasks = (n for n in OF_THE_TASK if any(len({repr(some.get(n)) for some in one}) > 1 for one in by_env))
+    names = list(dict.fromkeys([*of_methods, *of_tasks]))
     rows = tuple((*key, *(str(options.get(name)) for name in names)) for key, options in groups.items())
     return Table(("task", "method", *names), rows if names else ())
 

@@ -127,8 +127,9 @@ def curves(run: Run) -> dict[str, Any]:
         found[name] = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), POINTS)).astype(int))]
     times = [row.get("time/time_elapsed") or row.get("time/seconds") for row in rows]
     elapsed = [float(seconds) for seconds in times if seconds]
+    whole = sum(one for one, after in zip(elapsed, [*elapsed[1:], -1.0], strict=True) if after < one)
     found["steps"] = max((int(float(step)) for step in steps if step), default=0)
-    found["minutes"] = round(max(elapsed, default=0.0) / 60, 1)
+    found["minutes"] = round(whole / 60, 1)  # a run that goes on counts from 0 again
     return found
 
 

@@ -113,7 +113,10 @@ def connected(address: str | None, jobs: int, cores: int) -> Iterator[Cluster]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
-            ray.init(num_cpus=jobs * cores, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+            ray.init(
+                address="local",  # whatever else runs here, or RAY_ADDRESS says
+                num_cpus=jobs * cores, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet,
+            )  # fmt: skip
         else:
             require_answer(address)
             ray.init(address=address, **quiet)
@@ -122,21 +125,25 @@ def connected(address: str | None, jobs: int, cores: int) -> Iterator[Cluster]:
         raise UserError(f"{where}: {said_first(error)}; {ADVICE}") from None
     try:
         cluster = Cluster(ray, cores)
-        require_room(cluster)
+        if not require_room(cluster):
+            raise UserError("the cluster has no node with cores: on other nodes type `ray start --address=<head>:6379`")
         yield cluster
     finally:
         ray.shutdown()
 
 
-def require_room(cluster: Cluster) -> None:
+def require_room(cluster: Cluster) -> bool:
     """Refuse a cluster that no run fits in.
 
+    :return: whether there is room now; where all nodes are gone, others may come.
     :raises UserError: saying what is there.
     """
     if cluster.slots():
-        return
+        return True
     if cluster.refused:
         reasons: Sequence[str] = sorted(set(cluster.refused.values()))
         raise UserError(f"no node is left that runs can be on: {'; '.join(reasons)}")
     most = max((node["Resources"].get("CPU", 0) for node in cluster.ray.nodes() if node["Alive"]), default=0)
+    if not most:
+        return False
     raise UserError(f"a run takes {cluster.cores} cores, the largest node has {most:g}: lower the plan's 'cores'")

@@ -7,13 +7,12 @@ import platform
 
 from envs.errors import UserError
 from envs.renderers import chosen_backend, gl_info
-from experiments.provenance import NUMERICAL, code, version
+from experiments.provenance import NUMERICAL, sources, version
 
 
-@functools.cache
 def description() -> dict[str, str]:
-    """Versions of what may change a number, and the commit, of this node."""
-    return {"python": platform.python_version(), "code": code()} | {name: version(name) for name in NUMERICAL}
+    """Versions of what may change a number, and a digest of the project's code, of this node now."""
+    return {"python": platform.python_version(), "code": sources()} | {name: version(name) for name in NUMERICAL}
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.plan_file import read_plan
 from experiments.training.checkpointing import is_finished
 from kp3d_rl.storage.files import remove
+from kp3d_rl.storage.steps import latest_step
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,8 +65,10 @@ def is_trained(run: PlannedRun) -> bool:
 
 
 def is_evaluated(run: PlannedRun) -> bool:
-    """Whether it was evaluated as the plan asks for."""
+    """Whether it was evaluated at its end, as the plan asks for."""
     found = _found(run.folder / "eval.json")
+    if found.get("checkpoint") != latest_step(run.folder / "checkpoints") or found.get("reject_outliers"):
+        return False  # by hand, on the way or otherwise
     if not isinstance(found.get("results"), dict) or "as trained" not in found["results"]:
         return False
     asked = run.plan.evaluation_episodes
@@ -76,7 +79,8 @@ def is_evaluated(run: PlannedRun) -> bool:
 def is_probed(run: PlannedRun) -> bool:
     """Whether its keypoints were judged, where the plan asks for it and there are any."""
     asked = run.plan.probe and run.encoder in ("keypoint3d", "keypoint2d")
-    return not asked or bool(_found(run.folder / "probe.json"))
+    found = _found(run.folder / "probe.json")
+    return not asked or found.get("checkpoint") == latest_step(run.folder / "checkpoints")
 
 
 def _found(path: Path) -> dict:

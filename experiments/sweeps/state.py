@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import typing
@@ -32,6 +33,7 @@ class Entry:
     :param before: attempts that were over when this sweep began.
     :param place: where it is at work.
     :param steps: that are done.
+    :param first: that were done when the attempt under way began.
     """
 
     run: PlannedRun
@@ -41,6 +43,7 @@ class Entry:
     before: int = 0
     place: str = ""
     steps: int = 0
+    first: int = 0
 
     @property
     def failures(self) -> int:
@@ -60,8 +63,9 @@ class Entry:
         self.steps = steps_done(self.run.folder / "metrics.csv")
         place = place_file(folder, self.run)
         if self.status == "waiting" and place.is_file():
-            self.status = "running"
-            self.place = json.loads(place.read_text())["host"]
+            self.status, self.first = "running", self.steps
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is gone again
+                self.place = str(json.loads(place.read_text())["host"])
 
     def record(self) -> dict[str, Any]:
         """As the sweep's file has it."""
@@ -117,17 +121,19 @@ def seconds_left(entries: Sequence[Entry], slots: int, elapsed: dict[str, float]
     for entry in entries:
         if entry.status == "done" and len(entry.attempts) > entry.before:
             known.setdefault(entry.run.method, []).append(entry.seconds)
-        elif entry.status == "running" and entry.steps and entry.run.label in elapsed:
-            known.setdefault(entry.run.method, []).append(elapsed[entry.run.label] * entry.total / entry.steps)
+        elif entry.status == "running" and entry.steps > entry.first and entry.run.label in elapsed:
+            speed = (entry.steps - entry.first) / elapsed[entry.run.label]
+            known.setdefault(entry.run.method, []).append(entry.total / speed)
     if not known or not slots:
         return None
     anywhere = float(np.mean([seconds for group in known.values() for seconds in group]))
-    left = 0.0
+    left, runs = 0.0, 0
     for entry in entries:
         if entry.status in ("waiting", "running"):
             whole = float(np.mean(known.get(entry.run.method, [anywhere])))
             left += whole * (1 - min(1.0, entry.steps / entry.total))
-    return left / slots
+            runs += 1
+    return left / max(1, min(slots, runs))
 
 
 def write_state(plan: Plan, entries: Sequence[Entry], refused: Sequence[str]) -> None:

@@ -109,9 +109,9 @@ def problem_of_node(task: Task) -> str | None:
         return f"another folder is at {task.root}: it must be the shared one"
     try:
         from experiments.sweeps.nodes import backend_of, description
-    except ImportError as error:
-        return f"it cannot load the project ({error}): install it there for {sys.executable}"
-    here = description()
+        here = description()
+    except Exception as error:  # also code that somebody is at work on
+        return f"it cannot load the project ({type(error).__name__}: {error}): install it there for {sys.executable}"
     for name, wanted in task.expected.items():
         if here.get(name) != wanted:
             return f"it has {name} {here.get(name)}, the others have {wanted}"

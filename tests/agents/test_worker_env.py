@@ -42,10 +42,11 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(params=[False, True], ids=["processes", "nodes"])
-def remote(request: pytest.FixtureRequest) -> bool:
-    """Whether workers are on nodes."""
+def remote(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether workers are on nodes; each death of such counts by itself here."""
     if request.param:
         request.getfixturevalue("cluster")
+        monkeypatch.setattr(workers, "TOGETHER", 0.0)
     return request.param
 
 

@@ -88,9 +88,17 @@ def test_what_is_no_result_gets_no_card(
         copy = shutil.copytree(evaluated, evaluated.with_name("copy"))
         (copy / "eval.json").unlink()
         run_in(tmp_path, card.main, ["--run", str(copy)])
-    (tmp_path / "mine").mkdir()
-    with pytest.raises(UserError, match="is there already and is no card: name another folder"):
-        run_in(tmp_path, card.main, ["--run", str(evaluated), "--out", "mine"])
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    head = "---\nlibrary_name: kp3d_rl\n---\n"
+    for files in ({"README.md": "# mine\n"}, {"README.md": head, "precious.txt": ""}):  # folders of somebody's
+        for name, text in files.items():
+            (mine / name).write_text(text)
+        with pytest.raises(UserError, match="is there already and is no card: name another folder"):
+            run_in(tmp_path, card.main, ["--run", str(evaluated), "--out", "mine"])
+    with pytest.raises(UserError, match="is no card"):
+        run_in(tmp_path, card.main, ["--run", str(evaluated), "--out", "."])
+    assert len(list(mine.iterdir())) == 2
     found = json.loads((evaluated / "eval.json").read_text())
     (evaluated / "eval.json").write_text(json.dumps(found | {"checkpoint": 64}))
     with pytest.raises(UserError, match="is of the checkpoint at step 64, not of the newest: make evaluate RUN="):

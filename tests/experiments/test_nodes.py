@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from envs import remote
+from agents.worker_env import WorkerVecEnv
+from envs import remote, workers
 from envs.errors import UserError
+from envs.remote import RayLink
 from experiments import resume, train
 from experiments.soak.kills import differing_ends
 from experiments.train import taken_nodes
+from tests.counting import CountingEnv
 from tests.experiments.conftest import TINY, run_in
 from tests.experiments.test_resume import SHORT, killed_at
 
@@ -63,3 +68,36 @@ def test_other_versions_are_refused() -> None:
     remote.require_same(here)
     with pytest.raises(UserError, match=f"has mujoco {here['mujoco']}, here it is 0.1"):
         remote.require_same({**here, "mujoco": "0.1"})
+
+
+def test_the_workers_of_a_lost_node_are_taken_up_by_the_one_that_is_left(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers on each of two nodes: more die together than may one by one, and no core is left for them."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(workers, "MOST_DEATHS", 1)
+    monkeypatch.setattr(workers, "TOGETHER", 600.0)
+    ray.shutdown()  # the other tests' cluster
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=2)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        env = WorkerVecEnv([functools.partial(CountingEnv, length=9)] * 4, 4, RayLink)
+        env.reset()
+        actions = np.zeros((4, 1), np.float32)
+        env.step(actions)
+        on = [link.node for link in env.workers._workers]
+        assert len(set(on)) == 2 and min(map(on.count, on)) == 2
+        cluster.remove_node(second, allow_graceful=False)
+        ends = np.zeros(4, bool)
+        for _ in range(5):
+            ends |= env.step(actions)[2]
+        assert ends.sum() == 2 and env.workers.deaths == 1, "the two of that node were truncated"
+        assert len({link.node for link in env.workers._workers}) == 1
+        env.close()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert capsys.readouterr().err.count("its process or its node was lost") >= 2

@@ -24,7 +24,7 @@ from experiments.reports.compare import (
     steps_to,
     tables_of_scores,
 )
-from experiments.reports.gather import Gathered, Result, comparable, gather, named_methods
+from experiments.reports.gather import Gathered, Result, comparable, differing, gather, named_methods, told_apart
 from experiments.reports.page import MOST_MEDIA, all_media, page
 from kp3d_rl.statistics import interquartile_mean
 from tests.experiments.conftest import run_in
@@ -77,7 +77,10 @@ def test_methods_are_compared_on_all_tasks_with_as_many_seeds_as_each_has() -> N
     found, lines = tables_of_scores(of(*runs))
     assert found["ours"].shape == (5, 2) and found["ours"][0].tolist() == [0.5, 1.0]
     assert list(found) == ["ours"]
-    assert lines == ["other: not in the comparison over tasks, it was not evaluated on push"]
+    assert lines == [
+        "ours: of 6 seeds 5 count over all tasks, as many as each task has",
+        "other: not in the comparison over tasks, it was not evaluated on push",
+    ]
     assert aggregates(found["ours"])["mean"].value == 0.75 and aggregates(found["ours"])["optimality gap"].value == 0.25
     shares = profile(found["ours"])
     assert shares.y[0] == 1 and shares.y[30] == 0.5 and shares.y[-1] == 0
@@ -104,7 +107,12 @@ def test_success_is_reached_when_it_stays_for_one_evaluation_more() -> None:
 def test_the_table_of_success_pools_seeds_and_compares_with_the_first() -> None:
     table = tables.success_table(of(*several([8, 10]), *several([2, 4], method="other")))
     assert table.rows[0] == ("reach", "ours", "2", "18/20", "70 to 97", "80, 100", "")
-    assert table.rows[1][:5] == ("reach", "other", "2", "6/20", "15 to 52") and table.rows[1][6].startswith("60 (")
+    assert table.rows[1][:5] == ("reach", "other", "2", "6/20", "15 to 52")
+    assert table.rows[1][6] == "60", "two seeds have no interval"
+    elsewhere = [*several([9], "push", "b"), *several([1], "push", "c")]
+    some = of(*several([8] * 3), *several([2, 3, 4], method="b"), *elsewhere)
+    shown = {(row[0], row[1]): row[6] for row in tables.success_table(some).rows}
+    assert shown["reach", "b"].startswith("50 (") and shown["push", "b"] == shown["push", "c"] == ""
 
 
 # -- what is compared ------------------------------------------------------------------------------------------------
@@ -124,6 +132,35 @@ def test_methods_get_names_by_what_differs() -> None:
     ]
     names = [found.method for found in named_methods(runs)]
     assert names == ["rad ppo ppo.gamma 0.9", "rad ppo ppo.gamma 0.5", "state ppo", "said"]
+
+
+def test_what_differs_between_tasks_or_names_another_run_makes_no_method() -> None:
+    """A preset's numbers are other ones on another task; each seed starts from a pretraining of its own."""
+    runs = [
+        result(method="", options=options(pretrained="runs/a/0", log__wandb="off")),
+        result(method="", seed=1, options=options(pretrained="runs/a/1")),
+        result("push", method="", options=options(ppo__gamma=0.5, pretrained="runs/b/0")),
+    ]
+    assert {found.method for found in named_methods(runs)} == {"rad ppo"}
+    assert differing([options(pretrained=None), options(pretrained="x")]) == ["pretrained"]
+
+
+def test_methods_of_one_name_in_sweeps_of_other_options_are_told_apart() -> None:
+    runs = [
+        result(method="rad ppo", plan="first", options=options()),
+        result(method="rad ppo", plan="second", options=options(ppo__gamma=0.5)),
+        result(method="same", plan="first", options=options()),
+        result(method="same", seed=1, plan="second", options=options()),
+    ]
+    assert [found.method for found in told_apart(runs)] == ["rad ppo (first)", "rad ppo (second)", "same", "same"]
+
+
+def test_what_a_plan_compares_on_purpose_stays() -> None:
+    runs = [result(seed=seed, options=options(), plan="p") for seed in range(3)]
+    far = result(method="far views", options=options(cameras="left,right"), plan="p")
+    assert comparable([*runs, far]) == ([*runs, far], [])
+    table = tables.options_table(of(*runs, far))
+    assert table.heads == ("task", "method", "cameras") and table.rows[1] == ("reach", "far views", "left,right")
 
 
 def test_what_differs_in_task_or_is_there_twice_is_left_out_with_a_line() -> None:
@@ -173,6 +210,35 @@ def test_a_damaged_run_is_left_out(runs: Path) -> None:
     assert any(line.startswith("reach-multiview/tiny: cannot be read (") for line in found.left_out)
 
 
+def test_an_evaluation_on_the_way_is_not_taken_for_that_of_the_end(runs: Path) -> None:
+    path = runs / "tiny" / "eval.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoint": 64}))
+    found = gather([runs])
+    assert found.results[1].success is None
+    said = "reach-multiview/tiny: its evaluation is of another kind (at step 64, not as it ended): make evaluate RUN="
+    assert any(line.startswith(said) for line in found.left_out)
+
+
+def test_a_run_that_goes_on_has_the_minutes_of_all_its_pieces(runs: Path) -> None:
+    path = runs / "tiny" / "metrics.csv"
+    head, *rows = path.read_text().splitlines()
+    column, cells = head.split(",").index("time/time_elapsed"), [row.split(",") for row in rows]
+    for row, seconds in zip(cells, ("60", "120", "30", "90"), strict=False):
+        row[column] = seconds
+    path.write_text("\n".join([head, *map(",".join, cells)]) + "\n")
+    expected = {3: 2.5, 4: 3.5}[len([row for row in cells if row[column]])]
+    assert gather([runs]).results[1].minutes == expected
+
+
+def test_a_page_never_replaces_numbers_that_are_not_its_own(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text('{"runs": []}')
+    for name, said in (("study.html", "would replace study.json, which is some"), ("a.json", "ends in .html")):
+        with pytest.raises(UserError, match=said):
+            run_in(tmp_path, report.main, ["--runs", str(runs), "--out", name])
+    for _ in range(2):  # an earlier report's numbers may be
+        run_in(tmp_path, report.main, ["--runs", str(runs), "--out", "a.html"])
+
+
 def test_a_sweep_is_reported_with_what_failed(runs: Path) -> None:
     sweep = runs.parent / "sweeps" / "first"
     sweep.mkdir(parents=True)
@@ -192,6 +258,12 @@ def test_a_sweep_is_reported_with_what_failed(runs: Path) -> None:
         "first: a node was left out, it has no OpenGL", "r/bad: failed (error: no disk)", "r/new: has not begun",
     )  # fmt: skip
     assert report.default_place([sweep]) == sweep / "report.html"
+    state["runs"][0]["status"] = "failed"  # and was made by hand since
+    (sweep / "sweep.json").write_text(json.dumps(state))
+    assert len(gather([sweep]).results) == 1
+    (sweep / "sweep.json").write_text('{"runs": [{}], "refused": []}')
+    with pytest.raises(UserError, match="sweep.json is damaged .KeyError 'folder'.: the same `make sweep` writes it"):
+        gather([sweep])
 
 
 def test_data_of_studies_are_read_as_they_stand_in_the_documentation() -> None:

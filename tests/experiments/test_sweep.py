@@ -28,7 +28,7 @@ from experiments.sweeps.cluster import Cluster, lost, require_room
 from experiments.sweeps.nodes import backend_of, description
 from experiments.sweeps.plan import Plan
 from experiments.sweeps.plan_file import read_plan
-from experiments.sweeps.single import has_begun, is_made
+from experiments.sweeps.single import has_begun, is_evaluated, is_made
 from experiments.sweeps.state import Entry, seconds_left, steps_done
 from experiments.sweeps.table import duration, summary, table
 from experiments.sweeps.work import Outcome, Task
@@ -161,8 +161,9 @@ def test_the_rest_takes_as_long_as_such_runs_took(tmp_path: Path) -> None:
     assert seconds_left(some, 2, {}) is None
     some[0].attempts = [{"host": "a", "seconds": 10.0, "problem": "killed"}, {"seconds": 30.0, "problem": None}]
     assert seconds_left(some, 2, {}) == 3 * 40 / 2
-    some[1].steps = 25  # of 100, in 30 s: 120 s for its method, and (120 + 40) / 2 for the others
-    assert seconds_left(some, 2, {some[1].run.label: 30.0}) == pytest.approx((120 * 0.75 + 2 * 80) / 2)
+    some[1].steps, some[1].first = 45, 20  # 25 of 100 in 30 s: 120 s for its method, (120 + 40) / 2 for the others
+    assert seconds_left(some, 2, {some[1].run.label: 30.0}) == pytest.approx((120 * 0.55 + 2 * 80) / 2)
+    assert seconds_left(some, 9, {some[1].run.label: 30.0}) == pytest.approx((120 * 0.55 + 2 * 80) / 3)
     assert summary(some, 130.0) == "1 done, 1 running, 2 waiting, 0 failed; about 2 min left"
     assert duration(30) == "30 s" and duration(9000) == "2.5 h"
 
@@ -187,7 +188,10 @@ class FakeCluster:
 
     def __init__(self, answers: dict[int, list[dict]]) -> None:
         self.answers, self.handed, self.refused, self.cores, self.stopped = answers, {}, {}, 1, False
-        self.number = 0
+        self.number, self.made = 0, set()
+
+    def nodes(self) -> list[dict]:
+        return [{}]
 
     def slots(self) -> int:
         return 1
@@ -203,6 +207,8 @@ class FakeCluster:
         answer = answers.pop(0) if answers else {}
         if isinstance(answer.get("raised"), type):
             raise answer["raised"]
+        if not answer or answer.pop("whole", False):
+            self.made.add(task.label)
         return [(task, Outcome(task.label, "n", "here", 1.0, **answer))]
 
     def stop(self, seconds: float) -> None:
@@ -222,14 +228,18 @@ class Said:
         pass
 
 
-def handed_out(folder: Path, answers: dict[int, list[dict]]) -> tuple[list[Entry], list[str], FakeCluster]:
+def handed_out(
+    folder: Path, answers: dict[int, list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Entry], list[str]]:
     """Carry a plan of four runs out on a cluster that answers so."""
+    cluster, view = FakeCluster(answers), Said()
+    monkeypatch.setattr(sweep, "is_made", lambda run: run.label in cluster.made)
     text = "name: fake\nenvironments: [reach-multiview]\nencoders: [state]\nseeds: 4\nretries: 1\n"
     plan = read_plan(written(folder, text))
     plan.folder.mkdir(parents=True, exist_ok=True)
-    found, cluster, view = sweep.entries_of(plan), FakeCluster(answers), Said()
+    found = sweep.entries_of(plan)
     sweep.Sweep(plan, found, cluster, view).run()  # type: ignore[arg-type]
-    return found, view.lines, cluster
+    return found, view.lines
 
 
 def test_what_fails_is_tried_again_and_told_and_the_rest_is_done(
@@ -237,19 +247,23 @@ def test_what_fails_is_tried_again_and_told_and_the_rest_is_done(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     bad, refusal = {"failed": "killed by SIGKILL"}, {"refused": "it has torch 0, the others have 1"}
-    found, said, _ = handed_out(tmp_path, {1: [bad], 2: [bad, {"failed": "error: no disk"}], 3: [refusal] * 3})
+    half = {"stopped": False}
+    answers = {0: [half], 1: [bad], 2: [bad, {"failed": "error: no disk"}], 3: [refusal] * 3}
+    found, said = handed_out(tmp_path, answers, monkeypatch)
     assert [entry.status for entry in found] == ["done", "done", "failed", "done"]
-    assert [len(entry.attempts) for entry in found] == [1, 2, 2, 1]
+    assert [len(entry.attempts) for entry in found] == [2, 2, 2, 1]
+    assert "again    reach-multiview/fake-state-ppo-seed0: ended without an error, but something of it is" in said[0]
     assert "again    reach-multiview/fake-state-ppo-seed1: killed by SIGKILL" in said
     assert "failed   reach-multiview/fake-state-ppo-seed2: error: no disk" in said
-    assert said.count("node here is left out: it has torch 0, the others have 1") == 3
+    assert said.count("node here is left out: it has torch 0, the others have 1") == 1
+    assert not list(found[0].run.plan.folder.glob("token*"))
     file = json.loads((found[0].run.plan.folder / "sweep.json").read_text())
     assert [run["status"] for run in file["runs"]] == ["done", "done", "failed", "done"]
     with pytest.raises(UserError, match="1 of 4 runs failed, the first is reach-multiview/fake-state-ppo-seed2"):
         sweep.report(found[0].run.plan, found)
     assert "seed1: 2 attempts (killed by SIGKILL)" in capsys.readouterr().out
     again = sweep.entries_of(found[0].run.plan)  # nothing was made in truth
-    assert [entry.before for entry in again] == [1, 2, 2, 1] and again[2].failures == 0
+    assert [entry.before for entry in again] == [2, 2, 2, 1] and again[2].failures == 0
 
 
 def test_a_sweep_that_is_stopped_stops_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +271,7 @@ def test_a_sweep_that_is_stopped_stops_its_runs(tmp_path: Path, monkeypatch: pyt
     stopped = []
     monkeypatch.setattr(FakeCluster, "stop", lambda self, seconds: stopped.append(len(self.handed)))
     with pytest.raises(KeyboardInterrupt):
-        handed_out(tmp_path, {1: [{"raised": KeyboardInterrupt}]})
+        handed_out(tmp_path, {1: [{"raised": KeyboardInterrupt}]}, monkeypatch)
     assert stopped == [2]  # the first is done, the second was at work
 
 
@@ -265,14 +279,15 @@ def test_a_cluster_without_room_says_why() -> None:
     nodes = [{"Alive": True, "NodeID": "a", "Resources": {"CPU": 2.0}}]
     cluster = Cluster.__new__(Cluster)
     cluster.ray, cluster.cores, cluster.refused = type("Ray", (), {"nodes": lambda: nodes}), 1, {}
-    require_room(cluster)
-    assert cluster.slots() == 2
+    assert require_room(cluster) and cluster.slots() == 2
     cluster.refused = {"a": "it has no OpenGL"}
     with pytest.raises(UserError, match="no node is left that runs can be on: it has no OpenGL"):
         require_room(cluster)
     cluster.cores, cluster.refused = 4, {}
     with pytest.raises(UserError, match="a run takes 4 cores, the largest node has 2"):
         require_room(cluster)
+    nodes.clear()
+    assert not require_room(cluster), "others may come"
     assert lost(ValueError("first\n\n last ")) == "last"
 
 
@@ -478,6 +493,19 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path:
         for path in (run.folder / "checkpoints").iterdir():
             path.rename(path.with_name(f".{path.name}.gone"))
         assert not has_begun(run) and not run.folder.exists()
+
+
+def test_an_evaluation_on_the_way_is_not_the_one_at_the_end(tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path):
+        run = tiny_plan(tmp_path, 1).runs()[0]
+        for step in (64, 160):
+            (run.folder / "checkpoints" / f"{step:09d}").mkdir(parents=True)
+            (run.folder / "checkpoints" / f"{step:09d}" / "state.json").write_text("{}")
+        summary = {"as trained": {"summary": {"success_at_end": {"k": 1, "n": 2}}}}
+        for at, outliers, good in ((64, 0.0, False), (160, 4.0, False), (160, 0.0, True)):
+            found = {"checkpoint": at, "seed": 0, "reject_outliers": outliers, "results": summary}
+            (run.folder / "eval.json").write_text(json.dumps(found))
+            assert is_evaluated(run) == good
 
 
 def test_listing_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
