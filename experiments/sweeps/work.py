@@ -90,7 +90,7 @@ def work(task: Task) -> Outcome:
     if problem:
         return outcome(refused=problem)
     os.chdir(task.root)
-    write_place(task, host)
+    write_place(task, host, node)
     try:
         wait_until_free(Path(task.folder))
         return outcome(failed=run_single(task))
@@ -121,12 +121,12 @@ def problem_of_node(task: Task) -> str | None:
     return None
 
 
-def write_place(task: Task, host: str) -> None:
+def write_place(task: Task, host: str, node: str) -> None:
     """Say where the run is at work."""
     place = Path(task.place)
     partial = place.with_name(f".{place.name}.{os.getpid()}")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps({"run": task.label, "host": host, "pid": os.getpid()}))
+    partial.write_text(json.dumps({"run": task.label, "host": host, "node": node, "pid": os.getpid()}))
     partial.replace(place)
 
 
