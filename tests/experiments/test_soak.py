@@ -38,15 +38,17 @@ from experiments.soak.states import change_state
 from experiments.soak.watch import quiet
 from kp3d_rl.storage.trees import pack, unpack
 from tests.experiments.conftest import TINY, run_in
+from tests.tasks import ALL
 
 
 def test_damaged_runs_are_refused_in_one_line_or_loaded_as_they_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    report = damage(tmp_path / "runs", 200, seed=1)
-    assert report.failures == [] and sum(report.counts.values()) == 200
-    assert report.counts["refused"] > 80 and report.counts["as the file says"] > 30
+    files = 200 if ALL else 100  # `make soak` damages ten thousand
+    report = damage(tmp_path / "runs", files, seed=1)
+    assert report.failures == [] and sum(report.counts.values()) == files
+    assert report.counts["refused"] > 0.4 * files and report.counts["as the file says"] > 0.15 * files
     assert report.after["trained on"] > 0
 
 
