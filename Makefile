@@ -15,6 +15,7 @@ help: ## list the targets and their options
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Options: ENV=reach-multiview (or any Gymnasium id with CAMERAS=file.yaml)  RUN=name  SEED=0  DEVICE=auto|cpu|cuda"
+	@echo "         PLAN=file.yaml of sweep; RUNS=\"folders or data\" of report"
 	@echo "         PRESET=fast|paper  (of train and pretrain: sizes and steps for two cores, or those of the original)"
 	@echo "         RESUME=runs/…/name  goes on with a run that was stopped or killed, as if nothing had happened"
 	@echo "         ARGS=\"--total-steps 20000\"  (any option of the program; ARGS=--help lists them)"
