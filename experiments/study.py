@@ -2,8 +2,9 @@
 
 Trains, evaluates and probes every run of a study that is not there yet, several at a time, each on one thread; then
 writes ``docs/<name>.json`` with every number, command, commit and machine, and ``docs/<name>.png`` with the curves.
-A study that was stopped goes on with the run at which it was. What that JSON says of runs that are not in this folder,
-of the same command, stays; with ``--extend`` these are not run again, so that seeds can come from several machines.
+A study that was stopped goes on with the run at which it was, from its last checkpoint. What that JSON says of runs
+that are not in this folder, of the same command, stays; with ``--extend`` these are not run again, so that seeds can
+come from several machines.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from experiments.pages import fill_pages
 from experiments.runs import ROOT, folder_name
 from experiments.studies.conditions import AUTOENCODER_SEEDS, STUDIES, Condition
 from experiments.studies.report import recorded, write_report
+from kp3d_rl.storage.steps import complete_steps
 
 PLAIN: dict[str, tuple[Any, Any]] = {
     bootstrapping.NAME: (bootstrapping, bootstrapping_report),
@@ -96,10 +98,18 @@ class Job:
         cores = self.condition.cores
         return ["--threads", str(cores), "--render.workers", str(cores)] if cores else []
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it was stopped half-way and has a checkpoint to go on from, which pretrainings do not."""
+        stopped = self.condition.program == "train" and not (self.folder / "done").is_file()
+        return stopped and bool(complete_steps(self.folder / "checkpoints"))
+
     def steps(self) -> list[list[str]]:
         """The programs that are still to be run, in this order."""
         found = []
-        if not (self.folder / "done").is_file():
+        if self.goes_on:
+            found.append(["resume", "--run", str(self.folder)])
+        elif not (self.folder / "done").is_file():
             options = ["--env", self.env, "--run", self.run, "--seed", str(self.seed), *self.limits]
             found.append([self.condition.program, *options, *self.condition.arguments.split()])
         path = ["--run", str(self.folder)]
@@ -195,7 +205,7 @@ def perform(job: Job) -> str | None:
 
     :return: the run's name if a program failed.
     """
-    if job.folder.exists() and not (job.folder / "done").is_file():  # stopped half-way: kept, but not in the way
+    if job.folder.exists() and not job.goes_on and not (job.folder / "done").is_file():  # kept, but not in the way
         job.folder.rename(job.folder.with_name(f"{job.run}-stopped-{time.strftime('%Y%m%d-%H%M%S')}"))
     environment = os.environ | ({"OMP_NUM_THREADS": str(job.condition.cores)} if job.condition.cores else {})
     log = job.folder.with_name(f"{job.run}.log")
@@ -206,7 +216,7 @@ def perform(job: Job) -> str | None:
             command = [sys.executable, "-m", f"experiments.{program}", *arguments]
             if subprocess.run(command, stdout=output, stderr=output, env=environment, check=False).returncode:
                 return f"{folder_name(job.env)}/{job.run}"
-        if program == job.condition.program:
+        if program in (job.condition.program, "resume"):
             (job.folder / "done").touch()
     return None
 

@@ -94,7 +94,27 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert [step[0] for step in state.steps()] == ["train", "evaluate"] and "--ablate" not in state.steps()[1]
 
 
-def test_a_run_that_was_stopped_half_way_is_moved_aside_and_made_anew(
+def test_a_run_that_was_stopped_half_way_goes_on_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job, ran = Job("reach-multiview", "tiny", TINY_STUDY.conditions[1], 0), []
+    checkpoint = job.folder / "checkpoints" / "000000064"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+
+    def run(command, **kwargs):  # noqa: ANN001, ANN202
+        ran.append(command[2:])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run))
+    assert study.perform(job) is None and (job.folder / "done").is_file() and checkpoint.is_dir()
+    assert [" ".join(command[:3]) for command in ran] == [
+        f"experiments.resume --run {job.folder}", f"experiments.evaluate --run {job.folder}",
+    ]  # fmt: skip
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_moved_aside_and_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
