@@ -113,7 +113,8 @@ def judge_rounds(
         then = run.numbers(number)
         kept = {name: then[name] for name in ("frames", "precision", "accepted") if name in then}
         about = {"run": run.path.name, "method": config.method, "cameras": config.watching, "round": number}
-        rows.append(about | dataclasses.asdict(found) | kept)
+        last = {"gave_up": True} if run.gave_up and number == finished[-1] else {}
+        rows.append(about | dataclasses.asdict(found) | kept | last)
         show(number + 1, len(finished))
     return rows
 

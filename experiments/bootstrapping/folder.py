@@ -23,7 +23,7 @@ from kp3d_rl.bootstrapping.detector import KeypointDetector
 from kp3d_rl.storage.files import remove, write_tensors, write_whole
 
 DETECTOR, ROUND, TRAINING = "detector.safetensors", "round.json", "training.safetensors"
-LABELS, CHOICE = "labels.safetensors", "choice.json"
+LABELS, CHOICE, GIVEN_UP = "labels.safetensors", "choice.json", "given-up.json"
 
 
 class BootstrapRun(PlainRun):
@@ -42,6 +42,11 @@ class BootstrapRun(PlainRun):
         while (self.folder(len(found)) / ROUND).is_file() and (self.folder(len(found)) / DETECTOR).is_file():
             found.append(len(found))
         return found
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the round after the last one that is over found no frame to learn from: none will be."""
+        return (self.folder(len(self.finished_rounds())) / GIVEN_UP).is_file()
 
     def detector(self, number: int | None = None, keypoints: int | None = None) -> KeypointDetector:
         """The detector of a round, ready to use.

@@ -15,7 +15,7 @@ from envs.errors import UserError
 from envs.scenes.footage import Footage
 from experiments.bootstrapping.config import BootstrapConfig
 from experiments.bootstrapping.filming import Studio, Subject, as_labelled, calibrated, to_rig, truth
-from experiments.bootstrapping.folder import CHOICE, LABELS, TRAINING, BootstrapRun
+from experiments.bootstrapping.folder import CHOICE, GIVEN_UP, LABELS, TRAINING, BootstrapRun
 from experiments.bootstrapping.judging import Judgement, judge_detector, label_precision
 from experiments.runs.plain import read_json
 from experiments.training.building import choose_device
@@ -158,6 +158,7 @@ def make_labels(
     detections = detect_all(before, material, stop)
     chosen, points, numbers = choose(config, detections, material.rig, subject, number)
     if not chosen:
+        write_whole(run.folder(number) / GIVEN_UP, json.dumps(numbers).encode())
         reasons = ", ".join(f"{count} {name}" for name, count in numbers["refused"].items() if count)
         raise UserError(
             f"round {number} stopped: no frame of {config.sequences} sequences is good enough to learn from (points "

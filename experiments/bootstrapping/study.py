@@ -60,17 +60,19 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds are over."""
+        """Whether all rounds are over, or one found nothing to learn from, which is a result, too."""
         if not self.folder.is_dir():
             return False
         run = BootstrapRun.open(self.folder)
-        return len(run.finished_rounds()) > run.config.rounds
+        return len(run.finished_rounds()) > run.config.rounds or run.gave_up
 
     @property
     def judged(self) -> bool:
         """Whether the leader's evaluation has all rounds of this run."""
         path = self.leader.folder / "eval.json"
-        return path.is_file() and any(row["run"] == self.folder.name for row in read_json(path).get("rounds", []))
+        rows = read_json(path).get("rounds", []) if path.is_file() else []
+        rounds = [row["round"] for row in rows if row["run"] == self.folder.name]
+        return rounds == BootstrapRun.open(self.folder).finished_rounds()
 
     def command(self) -> list[str]:
         """Makes the run, or goes on with it."""
@@ -89,7 +91,16 @@ def run_study(only: Sequence[str] | None, seeds: int, jobs: int) -> None:
     asked = [Job(*one) for one in asked_for(NAME, MEMBERS, only, seeds)]
     leaders = list(dict.fromkeys(job.leader for job in asked))
     others = [job for job in asked if job not in leaders]
-    do_all([(perform, leaders), (perform, others), (judge, leaders)], jobs)
+    do_all([(made, leaders), (made, others), (judge, leaders)], jobs)
+
+
+def made(job: Job) -> str | None:
+    """Make a run, or what is left of it.
+
+    :return: its folder if that failed, and not because there was nothing to learn from.
+    """
+    failed = perform(job)
+    return None if job.finished else failed
 
 
 def judged_jobs() -> list[Job]:

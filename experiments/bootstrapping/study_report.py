@@ -64,13 +64,18 @@ def counts_table(rows: Rows) -> list[str]:
 
 
 def gain_by_cameras(rows: Rows) -> list[tuple[int, float]]:
-    """Numbers of cameras, and by how many points PCK@.1 grows from round 0 to round 1, the mean over seeds."""
+    """Numbers of cameras, and by how many points PCK@.1 grows from round 0 to round 1, the mean over seeds.
+
+    It does not grow where round 1 found nothing to learn from.
+    """
     gains: dict[int, list[float]] = {}
     rounds = {(row["condition"], row["seed"], row["round"]): row for row in rows if row["section"] == "rounds"}
     for (condition, seed, number), row in rounds.items():
         if row["method"] == "bootstrapping" and number == 1:
             before = rounds[condition, seed, 0]
             gains.setdefault(row["cameras"], []).append(100 * (row["pck"][SHARE] - before["pck"][SHARE]))
+        elif row["method"] == "bootstrapping" and number == 0 and row.get("gave_up"):
+            gains.setdefault(row["cameras"], []).append(0.0)
     return sorted((count, float(np.mean(values))) for count, values in gains.items())
 
 

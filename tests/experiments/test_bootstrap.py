@@ -226,12 +226,15 @@ def test_damaged_files_are_one_line(workplace: Path, finished: BootstrapRun, tmp
         finished.detector(3)
 
 
-def test_a_round_without_a_good_frame_stops_and_the_last_detector_stays(workplace: Path) -> None:
+def test_a_round_without_a_good_frame_stops_and_the_last_detector_stays(
+    workplace: Path, finished: BootstrapRun
+) -> None:
     strict = ["--plausibility.least-confidence", "1", "--plausibility.least-points", "1"]
     with pytest.raises(UserError, match=r"round 1 stopped: no frame of 1 sequences .*little confidence.*round 0 stays"):
         start(workplace, *strict, "--run", "strict")
     run = BootstrapRun.open(workplace / "runs/hand/strict")
     assert run.finished_rounds() == [0] and run.detector().keypoints == 21
+    assert run.gave_up and not finished.gave_up
 
 
 def test_programs_know_which_runs_are_bootstrapped(workplace: Path, finished: BootstrapRun) -> None:

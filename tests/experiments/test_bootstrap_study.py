@@ -106,6 +106,24 @@ def test_gains_are_differences_of_the_first_two_rounds_averaged_over_seeds() -> 
     assert gain_by_cameras(rows) == [(4, pytest.approx(-2)), (24, pytest.approx(15))]
 
 
+def test_a_member_that_finds_nothing_to_learn_from_is_a_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    strict = f"{OPTIONS} --plausibility.least-confidence 1 --plausibility.least-points 1"
+    members = (Member("bootstrapping", strict, seeds=1),)
+    for module in ("study", "study_report"):
+        monkeypatch.setattr(f"experiments.bootstrapping.{module}.MEMBERS", members)
+    programs = {"experiments.bootstrap": bootstrap.main, "experiments.evaluate": evaluate_briefly}
+    ran = run_in_this_process(monkeypatch, programs)
+    (tmp_path / "docs").mkdir()
+    run_in(tmp_path, study.main, ["--name", "bootstrapping", "--jobs", "1"])
+    assert len(ran) == 2, "it is judged like any other"
+    found = json.loads((tmp_path / "docs/bootstrapping.json").read_text())["runs"]
+    rows = [row for row in found if row["section"] == "rounds"]
+    assert [(row["round"], row["gave_up"]) for row in rows] == [(0, True)]
+    assert gain_by_cameras(rows) == [(rows[0]["cameras"], 0.0)]
+
+
 class Guesser:
     """Finds a point with a probability of its own in each view, and something far off otherwise."""
 
