@@ -32,6 +32,7 @@ from experiments.sweeps.single import has_begun, is_evaluated, is_made
 from experiments.sweeps.state import Entry, seconds_left, steps_done
 from experiments.sweeps.table import duration, summary, table
 from experiments.sweeps.work import Outcome, Task
+from kp3d_rl.storage.steps import latest_step
 from tests.experiments.conftest import TINY, run_in
 from tests.tasks import ALL
 
@@ -433,7 +434,10 @@ def require_all_made_as_alone(folder: Path, plan: Plan, tmp_path: Path) -> None:
         with contextlib.chdir(folder):
             assert is_made(run)
         run_in(alone, train.main, run.arguments)
-        assert differing_ends(folder / run.folder, alone / run.folder) == []
+        differ = differing_ends(folder / run.folder, alone / run.folder)
+        # One that ray asked to end before the leash did stops in good order: with one more checkpoint on its way.
+        assert [what for what in differ if "is there in one of them alone" not in what] == []
+        assert latest_step(folder / run.folder / "checkpoints") == latest_step(alone / run.folder / "checkpoints")
 
 
 def test_whatever_is_killed_each_run_is_made_once_and_as_alone(tmp_path: Path) -> None:
