@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
             jobs = config.jobs or max(1, cores() // plan.cores)
             with connected(config.address, jobs, plan.cores) as cluster, SweepView(plan.name) as view:
                 Sweep(plan, entries, cluster, view).run()
-        write_state(plan, entries, ())
+        else:
+            write_state(plan, entries, ())
     report(plan, entries)
 
 

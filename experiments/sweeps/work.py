@@ -35,7 +35,7 @@ class Task:
     :param place: file that says where the run is at work, from there.
     :param cores: of the run.
     :param token: file that every node has to see, from the root, and what is in it.
-    :param expected: versions and commit that the node must have.
+    :param expected: versions, and digest of the code, that the node must have.
     :param backend: renderer that the node must choose, by the one that is asked for.
     """
 
@@ -152,7 +152,8 @@ def run_single(task: Task) -> str | None:
     Path(task.log).parent.mkdir(parents=True, exist_ok=True)
     with open(task.log, "ab") as log:
         start = log.tell()
-        child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        # Ctrl-C reaches the whole group: a training that is told to stop twice does so at once.
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
             code = child.wait()
         except BaseException:

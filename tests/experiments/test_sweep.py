@@ -276,6 +276,18 @@ def test_a_sweep_that_is_stopped_stops_its_runs(tmp_path: Path, monkeypatch: pyt
     assert stopped == [2]  # the first is done, the second was at work
 
 
+def test_why_nodes_were_left_out_stays_for_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cluster = FakeCluster({})
+    cluster.refused = {"n": "it has torch 0, the others have 1"}
+    monkeypatch.setattr(sweep, "connected", lambda *_: contextlib.nullcontext(cluster))
+    monkeypatch.setattr(sweep, "is_made", lambda run: run.label in cluster.made)
+    written(tmp_path, "name: fake\nenvironments: [reach-multiview]\nencoders: [state]\nseeds: 1\n")
+    sweep.main(["--plan", "plan.yaml"])
+    state_file = tmp_path / "runs" / "sweeps" / "fake" / "sweep.json"
+    assert json.loads(state_file.read_text())["refused"] == ["it has torch 0, the others have 1"]
+
+
 def test_a_cluster_without_room_says_why() -> None:
     nodes = [{"Alive": True, "NodeID": "a", "Resources": {"CPU": 2.0}}]
     cluster = Cluster.__new__(Cluster)
