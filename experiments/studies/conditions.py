@@ -51,6 +51,12 @@ class Study:
 SHORT = "--steps 1000"
 KEYPOINT_SAC = " --auxiliary.warmup-frames 1024 --auxiliary.warmup-steps 750"
 """SAC plays so many steps at random anyhow: they train the keypoints, too."""
+WITHOUT = {
+    "no policy gradient": "--auxiliary.policy-gradient 0",
+    "no multi-view loss": "--encoder.loss.multiview 0",
+    "no separation loss": "--encoder.loss.separation 0",
+}
+"""Keypoint3D with one ingredient off each, beside the auxiliary loss as a whole."""
 AUTOENCODER_SEEDS = 3
 """So many seeds of a study's first condition are compared with an autoencoder."""
 
@@ -63,8 +69,9 @@ def control(
     :param steps: of the environment.
     :param episodes: of each evaluation.
     :param sac: options of what is trained by SAC.
-    :param broad: whether one seed of each of the other baselines is to say that they learn, and the keypoints be
-        judged on changed observations too, which takes as long as training.
+    :param broad: whether one seed of each of the other baselines, and of Keypoint3D without one of its ingredients,
+        is to say that they learn, and the keypoints be judged on changed observations too, which takes as long as
+        training.
     :param keypoints: the algorithm that Keypoint3D comes first with; PPO, which RAD has, is always there.
     """
     common = f"--total-steps {steps} --log.evaluate-every {steps // 20} --log.evaluation-episodes {episodes}"
@@ -73,6 +80,7 @@ def control(
         Condition("2D keypoints", f"{fast} --encoder.kind keypoint2d", seeds=1),
         Condition("autoencoder", f"{fast} --encoder.kind autoencoder", seeds=1),
         Condition("CURL", f"{common} --algorithm sac --encoder.kind curl{sac}", seeds=1),
+        *(Condition(name, f"{fast} {off}", seeds=1) for name, off in WITHOUT.items()),
     )
     by_sac = Condition("Keypoint3D SAC", f"{fast} --algorithm sac{KEYPOINT_SAC}{sac}")
     return (

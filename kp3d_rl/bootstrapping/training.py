@@ -80,7 +80,8 @@ class DetectorTraining(GradientTraining):
     """The gradient steps on a detector.
 
     :param detector: that learns.
-    :param parts: sets of labelled images; a batch has equally many of each.
+    :param parts: sets of labelled images, all of which are drawn alike: the paper trains on the first labels and the
+        round's together.
     :param config: how.
     :param seed: of batches and augmentation: with the same one a training is the same again.
     """
@@ -100,12 +101,13 @@ class DetectorTraining(GradientTraining):
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) in [-1, 1] and (B, K, 2), augmented."""
-        sizes = [len(part) for part in torch.arange(self.config.batch_size).tensor_split(len(self.sets))]
-        images, labels = [], []
-        for part, size in zip(self.sets, sizes, strict=True):
-            rows = torch.randint(len(part), (size,), generator=self.generator)
+        drawn = torch.randint(sum(map(len, self.sets)), (self.config.batch_size,), generator=self.generator)
+        images, labels, start = [], [], 0
+        for part in self.sets:
+            rows = drawn[(drawn >= start) & (drawn < start + len(part))] - start
             images.append(part.images[rows])
             labels.append(part.uv[rows])
+            start += len(part)
         device = next(self.detector.parameters()).device
         changed, uv = augment(to_input(torch.cat(images)), torch.cat(labels), self.config.augmentation, self.generator)
         return changed.to(device), uv.to(device)
