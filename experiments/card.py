@@ -135,9 +135,7 @@ def is_card(folder: Path) -> bool:
     )
 
 
-def card(
-    run: Run, evaluated: Mapping[str, Any], name: str, license_name: str | None, media: Mapping[str, Path]
-) -> str:
+def card(run: Run, evaluated: Mapping[str, Any], name: str, license_name: str | None, media: Mapping[str, Path]) -> str:
     """The text of a model card.
 
     :param run: finished.
@@ -183,9 +181,7 @@ def command(config: TrainConfig) -> str:
     return f"make train ENV={config.env} SEED={config.seed}{arguments}"
 
 
-def metadata(
-    config: TrainConfig, evaluated: Mapping[str, Any], name: str, license_name: str | None
-) -> dict[str, Any]:
+def metadata(config: TrainConfig, evaluated: Mapping[str, Any], name: str, license_name: str | None) -> dict[str, Any]:
     """The head of a card, which hubs read: https://huggingface.co/docs/hub/model-cards."""
     summary = evaluated["results"]["as trained"]["summary"]
     low, high = summary["return"]["interval"]

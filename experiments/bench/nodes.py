@@ -19,9 +19,7 @@ from experiments.training.building import cores
 ENVS = 8
 
 
-def scaling(
-    seconds: float, env_id: str = "reach-multiview", pixels: int = 64, rounds: int = 2
-) -> list[dict[str, Any]]:
+def scaling(seconds: float, env_id: str = "reach-multiview", pixels: int = 64, rounds: int = 2) -> list[dict[str, Any]]:
     """Steps per second of eight environments on one node and on two; both are ray processes of this machine.
 
     The two are timed in turns, so that what else the machine does hits both.

@@ -109,6 +109,7 @@ def problem_of_node(task: Task) -> str | None:
         return f"another folder is at {task.root}: it must be the shared one"
     try:
         from experiments.sweeps.nodes import backend_of, description
+
         here = description()
     except Exception as error:  # also code that somebody is at work on
         return f"it cannot load the project ({type(error).__name__}: {error}): install it there for {sys.executable}"

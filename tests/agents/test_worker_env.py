@@ -162,9 +162,7 @@ def test_errors_of_an_environment_are_not_taken_for_deaths(fails: str, says: str
 
 
 def test_answers_that_were_not_waited_for_are_not_taken_for_later_ones(pool: Pool) -> None:
-    env = pool(
-        [functools.partial(CountingEnv, length=9, fails="once"), *[lambda: CountingEnv(9)] * 2], workers=3
-    )
+    env = pool([functools.partial(CountingEnv, length=9, fails="once"), *[lambda: CountingEnv(9)] * 2], workers=3)
     env.reset()
     with pytest.raises(RuntimeError, match="a bug in step"):
         env.step(ACTIONS)

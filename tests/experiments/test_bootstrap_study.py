@@ -106,9 +106,7 @@ def test_gains_are_differences_of_the_first_two_rounds_averaged_over_seeds() -> 
     assert gain_by_cameras(rows) == [(4, pytest.approx(-2)), (24, pytest.approx(15))]
 
 
-def test_a_member_that_finds_nothing_to_learn_from_is_a_result(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_member_that_finds_nothing_to_learn_from_is_a_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     strict = f"{OPTIONS} --plausibility.least-confidence 1 --plausibility.least-points 1"
     members = (Member("bootstrapping", strict, seeds=1),)
     for module in ("study", "study_report"):

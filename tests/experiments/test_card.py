@@ -69,7 +69,7 @@ def test_the_card_says_what_was_measured(evaluated: Path, tmp_path: Path) -> Non
     success = entry["results"][0]["metrics"][0]
     k, n = summary["success_at_end"]["k"], summary["success_at_end"]["n"]
     assert entry["name"] == "mine" and success["value"] == k / n and success["verified"] is False
-    assert f"| as trained | {k}/{n} |" in text and "| blacked out |" in text and '<video' in text
+    assert f"| as trained | {k}/{n} |" in text and "| blacked out |" in text and "<video" in text
     assert "160 environment steps, seed 0" in text and "{{" not in text and "\n\n\n\n" not in text
 
 
