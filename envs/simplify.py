@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage, sparse
 from scipy.spatial import cKDTree
 
 FACES = (250, 400, 650, 1000, 1500, 2500)
@@ -120,6 +119,8 @@ def _weld(surface: Surface, distance: float) -> Surface:
 
 def _wrap(surface: Surface, cell: float) -> Surface:
     """A closed surface around all of a mesh, holes and gaps of about a cell closed, pulled back onto the mesh."""
+    from scipy import ndimage, sparse  # half a second of every process's start, for what is kept from then on
+
     points, _ = _samples(surface, cell / 3.0)
     origin = points.min(0) - 4.0 * cell
     places = np.floor((points - origin) / cell).astype(int)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 Statistic = Callable[..., np.ndarray]
 """Of tables (..., R, T), one or more, to numbers (...) or (..., N)."""
@@ -71,7 +71,7 @@ def welch_interval(first: object, second: object, confidence: float = 0.95) -> t
     if variance == 0:
         return middle, middle
     freedom = variance**2 / (parts**2 / [len(first) - 1, len(second) - 1]).sum()
-    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(variance)
+    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * math.sqrt(variance)
     return middle - half, middle + half
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from kp3d_rl.bootstrapping.detector import LEAST_SIDE, DetectorConfig
 from kp3d_rl.bootstrapping.plausibility import PlausibilityConfig
 from kp3d_rl.bootstrapping.selection import SelectionConfig
-from kp3d_rl.bootstrapping.training import DetectorTrainingConfig
+from kp3d_rl.bootstrapping.training import STRONG, AugmentationConfig, DetectorTrainingConfig
 from kp3d_rl.options import OptionError, bounded, check_options
 from kp3d_rl.triangulation import RansacConfig
 
@@ -47,6 +47,7 @@ class BootstrapConfig:
     :param calibration_noise: pixels, of an image of 368 rows, by which the cameras' poses are wrong, on average, where
         points are triangulated.
     :param first_steps: gradient steps on the labelled images alone.
+    :param first_augmentation: of these steps: few images, and of few views, are to stand for all.
     :param detector: the network.
     :param training: of each round.
     :param ransac: triangulation.
@@ -74,6 +75,7 @@ class BootstrapConfig:
     test_frames: int = bounded(40, least=1, most=100_000)
     calibration_noise: float = bounded(0.5, least=0, most=100)
     first_steps: int = bounded(1500, least=1, most=10_000_000)
+    first_augmentation: AugmentationConfig = field(default_factory=lambda: STRONG)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     training: DetectorTrainingConfig = field(default_factory=DetectorTrainingConfig)
     ransac: RansacConfig = field(default_factory=lambda: RansacConfig(threshold=3.0, least_confidence=0.5, trust=8.0))
@@ -119,4 +121,6 @@ class BootstrapConfig:
 
         :param number: of the round, 0 the first.
         """
-        return self.training if number else replace(self.training, steps=self.first_steps)
+        if number:
+            return self.training
+        return replace(self.training, steps=self.first_steps, augmentation=self.first_augmentation)

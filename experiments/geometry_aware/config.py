@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kp3d_rl.bootstrapping.detector import DetectorConfig
-from kp3d_rl.bootstrapping.training import DetectorTrainingConfig
+from kp3d_rl.bootstrapping.training import STRONG, DetectorTrainingConfig
 from kp3d_rl.geometry_aware.network import GeometryAwareNetworkConfig
 from kp3d_rl.geometry_aware.training import GeometryAwareTrainingConfig
 from kp3d_rl.options import OptionError, bounded, check_options
@@ -67,7 +67,9 @@ class GeometryAwareRunConfig:
     network: GeometryAwareNetworkConfig = field(default_factory=lambda: GeometryAwareNetworkConfig(points=64))
     training: GeometryAwareTrainingConfig = field(default_factory=GeometryAwareTrainingConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
-    detecting: DetectorTrainingConfig = field(default_factory=lambda: DetectorTrainingConfig(steps=1500))
+    detecting: DetectorTrainingConfig = field(
+        default_factory=lambda: DetectorTrainingConfig(steps=1500, augmentation=STRONG)
+    )
 
     def __post_init__(self) -> None:
         check_options(self, "")

@@ -37,7 +37,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """How much images are changed.
+    """How much images are changed: by default little, for thousands of images of many views.
 
     :param turn: degrees in the image plane, at most, either way.
     :param scale: factor, at most, either way.
@@ -47,14 +47,18 @@ class AugmentationConfig:
         stay.
     """
 
-    turn: float = bounded(30.0, least=0, most=180)
-    scale: float = bounded(1.3, least=1, most=10)
-    shift: float = bounded(0.1, least=0, most=1)
-    colour: float = bounded(0.4, least=0, most=1)
-    erase: float = bounded(0.4, least=0, most=1)
+    turn: float = bounded(15.0, least=0, most=180)
+    scale: float = bounded(1.15, least=1, most=10)
+    shift: float = bounded(0.06, least=0, most=1)
+    colour: float = bounded(0.25, least=0, most=1)
+    erase: float = bounded(0.25, least=0, most=1)
 
     def __post_init__(self) -> None:
         check_options(self, "augmentation")
+
+
+STRONG = AugmentationConfig(turn=30.0, scale=1.3, shift=0.1, colour=0.4, erase=0.4)
+"""For images that are few or much alike."""
 
 
 @dataclass(frozen=True)

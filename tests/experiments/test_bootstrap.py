@@ -427,10 +427,12 @@ class Balls:
 
 def test_a_poor_detector_becomes_a_good_one_without_further_labels(tmp_path: Path) -> None:
     """From labels by day alone it finds little by night; what the views agree on teaches it the night."""
-    training = DetectorTrainingConfig(300, 16, 0.01, AugmentationConfig(turn=20, colour=0.1, erase=0.0))
+    changed = AugmentationConfig(turn=20, colour=0.1, erase=0.0)
+    training = DetectorTrainingConfig(300, 16, 0.01, changed)
     config = BootstrapConfig(
         rounds=1, cameras=10, image_size=64, sequences=24, frames=4, labelled=40, test_sequences=3, test_frames=16,
-        first_steps=150, calibration_noise=0.2, detector=DetectorConfig(width=8), training=training,
+        first_steps=150, first_augmentation=changed, calibration_noise=0.2, detector=DetectorConfig(width=8),
+        training=training,
         ransac=RansacConfig(threshold=3.0, least_confidence=0.5, trust=8.0),
     )  # fmt: skip
     config = dataclasses.replace(
@@ -446,6 +448,15 @@ def test_a_poor_detector_becomes_a_good_one_without_further_labels(tmp_path: Pat
     before, after = run.numbers(0), run.numbers(1)
     assert after["pck"]["0.1"] > before["pck"]["0.1"] + 0.05 and after["auc"] > before["auc"] + 0.04
     assert after["precision"] > 0.5 and after["error_mm"] < 0.85 * before["error_mm"]
+
+
+def test_the_first_labels_are_changed_as_they_are_told_and_the_rounds_as_theirs() -> None:
+    config = BootstrapConfig(
+        first_steps=7, first_augmentation=AugmentationConfig(turn=60),
+        training=DetectorTrainingConfig(steps=9, augmentation=AugmentationConfig(turn=1)),
+    )  # fmt: skip
+    of = [config.training_of(number) for number in (0, 1, 2)]
+    assert [(training.steps, training.augmentation.turn) for training in of] == [(7, 60), (9, 1), (9, 1)]
 
 
 def test_frames_are_chosen_by_score_or_at_random_as_the_method_says() -> None:

@@ -179,8 +179,9 @@ def runs(tiny_run: Path, state_run: Path, tiny_pretrained: Path, tmp_path: Path)
     """A folder of a keypoint run that was evaluated and filmed, one on the state, a pretraining and a crashed run."""
     folder = tmp_path / "runs" / "reach-multiview"
     folder.mkdir(parents=True)
+    as_trained = shutil.ignore_patterns("eval.json")  # which other tests may have written by now
     for path in (tiny_run, state_run, tiny_pretrained):
-        shutil.copytree(path, folder / path.name)
+        shutil.copytree(path, folder / path.name, ignore=as_trained)
     run_in(tmp_path, evaluate.main, ["--run", str(folder / "tiny"), "--episodes", "4"])
     frames = [np.full((48, 64, 3), 20 * n, np.uint8) for n in range(12)]
     write_mp4(folder / "tiny" / "videos" / "episode.mp4", iter(frames), 12)

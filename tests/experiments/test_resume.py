@@ -46,9 +46,10 @@ def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("seed", [0, 1] if ALL else [0])  # `make soak` kills by the hundred
 def test_killed_at_random_moments_it_ends_where_it_would_have(alone: Alone, tmp_path: Path, seed: int) -> None:
-    outcome = kill_again_and_again(tmp_path, "killed", alone, 5, seed)
+    kills = 5 if ALL else 3
+    outcome = kill_again_and_again(tmp_path, "killed", alone, kills, seed)
     assert outcome.lost == 0 and outcome.states > 0
-    assert outcome.resumes >= 3  # at most two kills come before the run is there, or to a process that still imports
+    assert outcome.resumes >= kills - 2  # at most two come before the run is there, or to a process that still imports
     for run in outcome.finished:
         assert differences(run, alone.run) == []
 
