@@ -45,7 +45,9 @@ def test_damaged_runs_are_refused_in_one_line_or_loaded_as_they_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    files = 200 if ALL else 100  # `make soak` damages ten thousand
+    files = 200 if ALL else 60  # `make soak` damages ten thousand
+    if not ALL:
+        monkeypatch.setattr(soak_damage, "TRAININGS", ("ppo", "sac"))
     report = damage(tmp_path / "runs", files, seed=1)
     assert report.failures == [] and sum(report.counts.values()) == files
     assert report.counts["refused"] > 0.4 * files and report.counts["as the file says"] > 0.15 * files
