@@ -7,7 +7,6 @@ round without further labels (:mod:`kp3d_rl.bootstrapping`). A run that was stop
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
 
 from envs.errors import UserError
@@ -16,7 +15,7 @@ from experiments.bootstrapping.filming import Studio, make_studio
 from experiments.bootstrapping.folder import BootstrapRun
 from experiments.bootstrapping.presets import expanded
 from experiments.bootstrapping.rounds import film, run_round
-from experiments.options.cli import parse, run_main
+from experiments.options.cli import flat, parse, run_main
 from experiments.runs.plain import resumed
 from experiments.training.building import choose_device, use_threads
 from experiments.training.gradient_steps import carry_out
@@ -61,10 +60,11 @@ def require_alike(config: BootstrapConfig, reference: BootstrapRun) -> None:
 
     :raises UserError: naming the first option that differs, or what is missing.
     """
-    for field in dataclasses.fields(config):
-        ours, theirs = getattr(config, field.name), getattr(reference.config, field.name)
-        if ours != theirs and field.name not in MAY_DIFFER:
-            raise UserError(f"reference {reference.path} has {field.name.replace('_', '-')} {theirs}, this run {ours}")
+    ours, theirs = flat(config), flat(reference.config)
+    for name in ours:
+        if ours[name] != theirs[name] and name not in MAY_DIFFER:
+            said = f"has {name.replace('_', '-')} {theirs[name]}, this run {ours[name]}"
+            raise UserError(f"reference {reference.path} {said}")
     reference.detector(0)
     if config.method == "oracle":
         if reference.config.method not in ("bootstrapping", "random"):
@@ -81,24 +81,24 @@ def do_rounds(run: BootstrapRun, studio: Studio, stop: StopRequest) -> None:
     :param stop: set by a signal.
     """
     config, device = run.config, choose_device(run.config.device)
-    finished = len(run.finished_rounds())
+    finished, keypoints = len(run.finished_rounds()), len(studio.subject.keypoints)
     if finished > config.rounds:
         return
-    print(f"{config.env}: {len(studio.subject.keypoints)} keypoints, {config.method}, {config.rounds} rounds of "
+    print(f"{config.env}: {keypoints} keypoints, {config.method}, {config.rounds} rounds of "
           f"{config.training.steps} steps, {config.watching} cameras of {config.image_size} px, seed {config.seed}",
           flush=True)  # fmt: skip
     material = film(config, studio, stop)
-    detector: KeypointDetector | None = run.detector().to(device) if finished else None
+    detector: KeypointDetector | None = run.detector(None, keypoints).to(device) if finished else None
     if detector is None and config.reference is not None:
-        detector = take_over(run, BootstrapRun.open(config.reference)).to(device)
+        detector = take_over(run, BootstrapRun.open(config.reference), keypoints).to(device)
         finished = 1
     for number in range(finished, config.rounds + 1):
         detector = run_round(run, number, detector, material, studio.subject, stop)
 
 
-def take_over(run: BootstrapRun, reference: BootstrapRun) -> KeypointDetector:
-    """The first round of another run as this one's."""
-    detector = reference.detector(0)
+def take_over(run: BootstrapRun, reference: BootstrapRun, keypoints: int) -> KeypointDetector:
+    """The first round of another run, which must find so many keypoints, as this one's."""
+    detector = reference.detector(0, keypoints)
     run.folder(0).mkdir(exist_ok=True)
     run.finish(0, detector, dict(reference.numbers(0)))
     return detector

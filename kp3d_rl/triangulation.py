@@ -48,7 +48,7 @@ class RansacConfig:
 
     threshold: float = bounded(4.0, above=0, most=1000)
     least_confidence: float = bounded(0.2, least=0, most=1)
-    trust: float = bounded(1.0, least=0, most=100)
+    trust: float = bounded(1.0, least=0, most=20)
     least_inliers: int = bounded(3, least=2, most=1000)
     least_angle: float = bounded(3.0, least=0, most=90)
     hypotheses: int = bounded(500, least=1, most=100_000)
@@ -63,7 +63,8 @@ class RobustPoints:
     """What several views agree on.
 
     :param points: (..., K, 3) world metres, NaN where too few views agree.
-    :param inliers: (..., V, K) bool, the detections that a point is made of; none where it is NaN.
+    :param inliers: (..., V, K) bool, the detections that agree with a point, of which it is made unless those of three
+        refinements went on changing; none where it is NaN.
     :param error: (..., V, K) reprojection error of every detection, pixels; inf where there is none, or no point.
     """
 
@@ -85,13 +86,15 @@ def triangulate(rig: Rig, uv: Tensor, weights: Tensor | None = None) -> Tensor:
     float64. The error that they weigh is the offset in the plane at depth 1 times the depth: metres, not pixels.
 
     :param rig: the cameras, batch dimensions broadcast.
-    :param uv: (..., V, K, 2) pixels.
+    :param uv: (..., V, K, 2) pixels, finite where they have weight.
     :param weights: (..., V, K), not negative; each view's share of the squared error; None counts all equally.
     :return: (..., K, 3) world metres; NaN (without gradient) where fewer than two views have weight, or all rays are
         parallel.
     """
     dtype = uv.dtype
     rig, uv = rig.to(torch.float64), uv.double()
+    if weights is not None:  # what has no weight may be NaN
+        uv = torch.where(weights.unsqueeze(-1) > 0, uv, 0.0)
     # Along a ray, R_x . (p - c) = x R_z . (p - c), and the same for y: one row of the equations each.
     axes = rig.rotations.mT.unsqueeze(-3)  # (..., V, 1, 3, 3): rows are the camera's axes in the world
     rows = axes[..., :2, :] - rig.plane(uv).unsqueeze(-1) * axes[..., 2:, :]  # (..., V, K, 2, 3)
@@ -154,8 +157,9 @@ def refine(rig: Rig, uv: Tensor, weights: Tensor, points: Tensor, steps: int = 5
 
     :param rig: the cameras, batch dimensions broadcast.
     :param uv: (..., V, K, 2) pixels, finite where they have weight.
-    :param weights: (..., V, K), not negative; of points behind a camera, or NaN, none is refined.
-    :param points: (..., K, 3) world metres: where to start.
+    :param weights: (..., V, K), not negative.
+    :param points: (..., K, 3) world metres: where to start. From behind a camera that sees it a point only moves to
+        where it is in front of all of them; NaN stays.
     :param steps: how many.
     :return: (..., K, 3) float64.
     """

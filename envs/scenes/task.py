@@ -40,12 +40,15 @@ class FilmedTask:
     def choose(self, bodies: Sequence[str]) -> None:
         """Say which bodies are keypoints.
 
-        :param bodies: K names, at least two, since errors are told relative to the box round them.
-        :raises UserError: for fewer, or an unknown one.
+        :param bodies: K different names, at least two, since errors are told relative to the box round them.
+        :raises UserError: for fewer, an unknown one, or one that is there twice.
         """
         for body in bodies:
             if body not in self.env.body_names:
                 raise unknown(f"body of {self.env_id}", body, self.env.body_names)
+        twice = [body for number, body in enumerate(bodies) if body in bodies[:number]]
+        if twice:
+            raise UserError(f"bodies of {self.env_id}: {twice[0]} is named twice")
         if len(bodies) < 2:
             raise UserError(f"bodies of {self.env_id}: at least two must be keypoints, got {len(bodies)}")
         self.bodies = tuple(bodies)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,6 @@ from kp3d_rl.bootstrapping.training import DetectorTraining, LabelledImages
 from kp3d_rl.cameras import Rig
 from kp3d_rl.storage.files import write_tensors, write_whole
 from kp3d_rl.triangulation import RobustPoints, triangulate_robustly
-
-SURE = 0.5
-"""Confidence from which self-training takes a detection for a label."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +110,8 @@ def run_round(
     config = run.config
     run.folder(number).mkdir(exist_ok=True, parents=True)
     labels = None if before is None else make_labels(run, number, before, material, subject, stop)
+    if labels is not None:
+        say_labels(run, number, labels)
     parts = [material.labelled] if labels is None else [material.labelled, labels.images]
     torch.manual_seed(1000 * config.seed + number)
     detector = KeypointDetector(len(subject.keypoints), config.detector).to(choose_device(config.device))
@@ -126,17 +125,34 @@ def run_round(
     numbers = {"round": number, "loss": training.loss, "minutes_of_training": training.seconds / 60}
     numbers |= dataclasses.asdict(judgement) | ({} if labels is None else labels.numbers)
     run.finish(number, detector, numbers)
-    print(describe(number, judgement, labels), flush=True)
+    print(describe(number, judgement), flush=True)
     return detector
 
 
-def describe(number: int, judgement: Judgement, labels: Labels | None) -> str:
-    """A round in one line."""
+def describe(number: int, judgement: Judgement) -> str:
+    """What came of a round, in one line."""
     shares = ", ".join(f"PCK@{share.lstrip('0')} {100 * value:.1f} %" for share, value in judgement.pck.items())
-    line = f"round {number}: {shares}, AUC {100 * judgement.auc:.1f} %, 3D median {judgement.error_mm:.1f} mm"
-    if labels is None:
-        return line
-    return f"{line}; labels from {labels.numbers['frames']} frames, {100 * labels.numbers['precision']:.1f} % right"
+    return f"round {number}: {shares}, AUC {100 * judgement.auc:.1f} %, 3D median {judgement.error_mm:.1f} mm"
+
+
+def describe_labels(number: int, numbers: Mapping[str, Any]) -> str:
+    """What a round is trained on, in one line."""
+    accepted = f" of {numbers['accepted']} accepted" if "accepted" in numbers else ""
+    right = f"{100 * numbers['precision']:.1f} % right"
+    return f"round {number}: {numbers['labels']} labels from {numbers['frames']:.0f} frames{accepted}, {right}"
+
+
+def say_labels(run: BootstrapRun, number: int, labels: Labels) -> None:
+    """Print what a round is trained on.
+
+    :raises UserError: where no image has a label; the last detector stays as it is.
+    """
+    if not labels.numbers["labels"]:
+        raise UserError(
+            f"round {number} stopped: no keypoint of {len(labels.images)} images has a label by {run.config.method}; "
+            f"the detector of round {number - 1} stays in {run.folder(number - 1)}"
+        )
+    print(describe_labels(number, labels.numbers), flush=True)
 
 
 def make_labels(
@@ -148,7 +164,8 @@ def make_labels(
     """
     config, path = run.config, run.folder(number) / LABELS
     if config.method == "self-training":
-        return self_labels(config, detect_all(before, material, stop), material)
+        sure = config.ransac.least_confidence
+        return self_labels(detect_all(before, material, stop), material, frames_to_label(config, number), sure)
     if config.method == "oracle":
         chosen, _ = BootstrapRun.open(str(config.reference)).labels(number)
         points = torch.stack([torch.as_tensor(material.sequences[s].points[t]) for s, t in chosen])
@@ -161,8 +178,10 @@ def make_labels(
         write_whole(run.folder(number) / GIVEN_UP, json.dumps(numbers).encode())
         reasons = ", ".join(f"{count} {name}" for name, count in numbers["refused"].items() if count)
         raise UserError(
-            f"round {number} stopped: no frame of {config.sequences} sequences is good enough to learn from (points "
-            f"refused: {reasons or 'none'}); the detector of round {number - 1} stays in {run.folder(number - 1)}"
+            f"round {number} stopped: no frame of {config.sequences} sequences keeps "
+            f"{config.plausibility.least_points:.0%} of its points (refused: {reasons or 'none'}): more cameras or "
+            f"first steps, or weaker --plausibility options; the detector of round {number - 1} stays in "
+            f"{run.folder(number - 1)}"
         )
     index = torch.tensor(chosen)
     write_whole(run.folder(number) / CHOICE, json.dumps(numbers).encode())
@@ -238,18 +257,34 @@ def labels_of(
     return Labels(LabelledImages(images.flatten(0, 1), uv.flatten(0, 1).float()), numbers)
 
 
-def self_labels(config: BootstrapConfig, detections: Sequence[tuple[Tensor, Tensor]], material: Material) -> Labels:
-    """The surest images, as many as bootstrapping would label, with their own detections as labels."""
+def frames_to_label(config: BootstrapConfig, number: int) -> int:
+    """Of how many frames a round of self-training labels images: as many as its reference chose, if it has one."""
+    if config.reference is None:
+        return config.selection.frames
+    reference = BootstrapRun.open(config.reference)
+    if reference.config.method != "bootstrapping" or number not in reference.finished_rounds():
+        return config.selection.frames
+    return len(reference.labels(number)[0])
+
+
+def self_labels(detections: Sequence[tuple[Tensor, Tensor]], material: Material, frames: int, sure: float) -> Labels:
+    """The surest images, as many as so many frames have, with their own detections as labels.
+
+    :param detections: of each sequence, (T, V, K, 2) pixels and (T, V, K) confidences.
+    :param material: what was filmed.
+    :param frames: how many.
+    :param sure: confidence from which a detection is a label.
+    """
     uv = torch.cat([where.flatten(0, 1) for where, _ in detections])
     confidence = torch.cat([sure.flatten(0, 1) for _, sure in detections])
     images = torch.cat([torch.as_tensor(footage.images).flatten(0, 1) for footage in material.sequences])
     true = torch.cat([truth(footage).flatten(0, 1) for footage in material.sequences])
-    count = min(config.selection.frames * config.cameras, len(uv))
-    best = confidence.mean(-1).topk(count).indices
-    labels = torch.where(confidence[best].unsqueeze(-1) >= SURE, uv[best], torch.nan)
+    views = material.rig.num_views
+    best = confidence.mean(-1).topk(min(frames * views, len(uv))).indices
+    labels = torch.where(confidence[best].unsqueeze(-1) >= sure, uv[best], torch.nan)
     numbers = {
-        "frames": len(best) / config.cameras,
+        "frames": len(best) / views,
         "labels": int((~labels.isnan().any(-1)).sum()),
-        "precision": label_precision(labels, true[best], config.image_size),
+        "precision": label_precision(labels, true[best], images.shape[2]),
     }
     return Labels(LabelledImages(images[best], labels), numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -76,7 +77,7 @@ def make_steps(training: GradientTraining, path: Path, what: str, stop: StopRequ
     :param stop: set by a signal.
     :param until: step to stop at; None makes all.
     :raises Stopped: for a signal.
-    :raises UserError: where the file is damaged.
+    :raises UserError: where the file is damaged, or the training diverges.
     """
     if path.is_file() and not training.step:
         take_up(training, path, what)
@@ -88,9 +89,23 @@ def make_steps(training: GradientTraining, path: Path, what: str, stop: StopRequ
             saved = time.monotonic()
         if stop:
             raise Stopped
-        training.advance()
+        require_finite(training, training.advance(), path, what)
         show(training.step, training.steps, f"loss {training.loss:.3f}")
+    if not all(bool(value.isfinite().all()) for value in training.network.parameters()):
+        require_finite(training, math.nan, path, what)  # which the next step's loss would have shown
     write_tensors(path, training.state())  # before what was learnt is judged, which takes a while
+
+
+def require_finite(training: GradientTraining, loss: float, path: Path, what: str) -> None:
+    """Refuse to go on from a loss that is none, before anything is learnt from it or kept.
+
+    :raises UserError: naming step and learning rate.
+    """
+    if not math.isfinite(loss):
+        raise UserError(
+            f"{what}: the loss is {loss} at step {training.step} of {training.steps}, nothing of it is kept in "
+            f"{path.parent}: try a smaller learning rate than {training.learning_rate:g}"
+        )
 
 
 def take_up(training: GradientTraining, path: Path, what: str) -> None:

@@ -25,7 +25,7 @@ class PlausibilityConfig:
     :param bone_tolerance: share of a bone's length by which it may leave its limits.
     :param velocity: times the median of its frame that a point may move from one frame to the next.
     :param velocity_slack: metres that it may move in any case.
-    :param least_points: share of the points that a frame must keep.
+    :param least_points: share of the points that a frame must keep; at least one it must keep in any case.
     """
 
     least_inliers: int = bounded(4, least=2, most=1000)
@@ -89,7 +89,7 @@ def judge(
     for name, passed in checks.items():
         refused[name] = int((kept & ~passed).sum())
         kept = kept & passed
-    accepted = kept.double().mean(-1) >= config.least_points
+    accepted = kept.any(-1) & (kept.double().mean(-1) >= config.least_points)
     return Verdict(torch.where(kept.unsqueeze(-1), found.points, torch.nan), accepted, refused)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -478,3 +479,50 @@ def test_frames_are_chosen_by_score_or_at_random_as_the_method_says() -> None:
     drawn = choose(dataclasses.replace(config, method="random"), detections, rig, subject, 1)[0]
     assert len(set(drawn)) == 3 and drawn != chosen
     assert drawn == choose(dataclasses.replace(config, method="random"), detections, rig, subject, 1)[0]
+
+
+def test_self_training_labels_as_many_images_as_its_reference_of_the_views_that_it_uses(
+    workplace: Path, finished: BootstrapRun, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    options = ["--method", "self-training", "--reference", "runs/hand/finished", "--use", "3"]
+    assert start(workplace, "--run", "three", *options) == 0
+    numbers = BootstrapRun.open(workplace / "runs/hand/three").numbers(1)
+    chosen = len(finished.labels(1)[0])
+    assert numbers["frames"] == chosen and numbers["labels"] == chosen * 3 * 21
+    assert f"round 1: {chosen * 63} labels from {chosen} frames, " in capsys.readouterr().out
+
+
+def test_only_sure_detections_are_labels_and_without_one_the_round_stops(
+    workplace: Path, finished: BootstrapRun
+) -> None:
+    options = ["--method", "self-training", "--reference", "runs/hand/finished", "--ransac.least-confidence", "1"]
+    with pytest.raises(UserError, match="reference runs/hand/finished has ransac.least-confidence 0.0, this run 1.0"):
+        start(workplace, "--run", "unsure", *options)
+    options = ["--method", "self-training", "--ransac.least-confidence", "1"]
+    with pytest.raises(
+        UserError, match="round 1 stopped: no keypoint of 8 images has a label by self-training; the det"
+    ):
+        start(workplace, "--run", "unsure", *options)
+    assert BootstrapRun.open(workplace / "runs/hand/unsure").finished_rounds() == [0]
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_training_that_diverges_is_not_kept(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+) -> None:
+    """A loss that is NaN is told at once; weights that became so in the last step, of which no loss tells, too."""
+    advance = rounds.DetectorTraining.advance
+
+    def diverging(training: rounds.DetectorTraining) -> float:
+        loss = advance(training)
+        if at_the_end and training.finished:
+            next(training.network.parameters()).data.fill_(torch.nan)
+        return loss if at_the_end or training.step < 2 else math.nan
+
+    monkeypatch.setattr(rounds.DetectorTraining, "advance", diverging)
+    step = 3 if at_the_end else 2
+    message = f"round 0: the loss is nan at step {step} of 3, .* a smaller learning rate than 0.02$"
+    with pytest.raises(UserError, match=message):
+        start(workplace, "--run", f"wild-{at_the_end}")
+    assert BootstrapRun.open(workplace / f"runs/hand/wild-{at_the_end}").finished_rounds() == []
