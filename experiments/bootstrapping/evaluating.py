@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     ]
     views = found_by_views(
         run.detector(0).to(device), test, len(studio.held_out), run.config.ransac, studio.subject.groups,
-        run.config.calibration_noise,
+        run.config.calibration_noise, needed=run.config.plausibility.least_inliers,
     )  # fmt: skip
     print("", *table(rows), "", *views_table(views), sep="\n")
     about = {"env": run.config.env, "seed": config.seed, "sequences": count} | origin()
@@ -86,7 +86,10 @@ def compared(run: BootstrapRun) -> list[BootstrapRun]:
         if BootstrapRun.is_one(path) and path.resolve() != run.path.resolve():
             try:
                 other = BootstrapRun.open(path)
-            except UserError as error:  # it may be of another version
+                for number in other.finished_rounds():  # what is damaged is said before anything is filmed
+                    other.detector(number)
+                    other.numbers(number)
+            except UserError as error:  # it may be of another version, or damaged
                 print(f"warning: {error}: it is left out", file=sys.stderr)
                 continue
             if other.config.reference is not None and Path(other.config.reference).resolve() == run.path.resolve():
@@ -112,7 +115,13 @@ def judge_rounds(
         found = judge_detector(detector, test, held_out, config.ransac, subject.groups, config.calibration_noise)
         then = run.numbers(number)
         kept = {name: then[name] for name in ("frames", "precision", "accepted") if name in then}
-        about = {"run": run.path.name, "method": config.method, "cameras": config.watching, "round": number}
+        about = {
+            "run": run.path.name,
+            "detector": run.fingerprint(number),
+            "method": config.method,
+            "cameras": config.watching,
+            "round": number,
+        }
         last = {"gave_up": True} if run.gave_up and number == finished[-1] else {}
         rows.append(about | dataclasses.asdict(found) | kept | last)
         show(number + 1, len(finished))

@@ -68,11 +68,13 @@ class Job:
 
     @property
     def judged(self) -> bool:
-        """Whether the leader's evaluation has all rounds of this run."""
-        path = self.leader.folder / "eval.json"
-        rows = read_json(path).get("rounds", []) if path.is_file() else []
-        rounds = [row["round"] for row in rows if row["run"] == self.folder.name]
-        return rounds == BootstrapRun.open(self.folder).finished_rounds()
+        """Whether the leader's evaluation is by the study's test sequences and has all detectors of this run."""
+        path, run = self.leader.folder / "eval.json", BootstrapRun.open(self.folder)
+        found = read_json(path) if path.is_file() else {}
+        if found.get("seed") != TEST_BLOCK or found.get("sequences") != run.config.test_sequences:
+            return False
+        judged = {row["round"]: row.get("detector") for row in found["rounds"] if row["run"] == self.folder.name}
+        return judged == {number: run.fingerprint(number) for number in run.finished_rounds()}
 
     def command(self) -> list[str]:
         """Makes the run, or goes on with it."""

@@ -26,7 +26,7 @@ def write_report(docs: Path, jobs: Sequence[Job]) -> None:
     :raises UserError: where there are none.
     """
     path = report_file(docs, NAME, jobs)
-    rows = record(path, rows_of(jobs), same=("section", "condition", "seed", "round"))
+    rows = record(path, rows_of(jobs), same=("section", "condition", "seed"))
     draw(rows, docs / f"{NAME}.png")
     print("\n".join([*rounds_table(rows), "", *counts_table(rows)]))
     print(f"\nwritten to {path}")
@@ -94,6 +94,17 @@ def draw(rows: Rows, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def mean_by_round(series: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """The mean over those seeds that came to a round, for each round that any came to.
+
+    :param series: of each seed, rounds and values.
+    """
+    values: dict[int, list[float]] = {}
+    for number, value in (point for one in series for point in one):
+        values.setdefault(number, []).append(value)
+    return [(number, float(np.mean(values[number]))) for number in sorted(values)]
+
+
 def _draw_rounds(axes: Any, rows: Rows) -> None:
     for number, member in enumerate(member for member in MEMBERS if not member.name.endswith("cameras")):
         seeds = sorted({row["seed"] for row in _of(rows, member.name)})
@@ -104,8 +115,12 @@ def _draw_rounds(axes: Any, rows: Rows) -> None:
         for one in series:
             axes.plot(*zip(*one, strict=True), color=f"C{number}", alpha=0.3, linewidth=1)
         if series:
-            rounds, values = np.array(series).mean(0).T
-            axes.plot(rounds, values, "o-", color=f"C{number}", label=f"{member.name} (n = {len(seeds)})")
+            axes.plot(
+                *zip(*mean_by_round(series), strict=True),
+                "o-",
+                color=f"C{number}",
+                label=f"{member.name} (n = {len(seeds)})",
+            )
     axes.set(xlabel="round", ylabel=f"PCK@{SHARE}, held-out cameras and rooms, %")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

@@ -9,6 +9,7 @@ see from next to it, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ def found_by_views(
     groups: Sequence[int],
     calibration_noise: float,
     counts: Sequence[int] = COUNTS,
+    needed: int = 0,
 ) -> list[dict[str, Any]]:
     """Triangulate from the first few of the cameras, and from more.
 
@@ -43,17 +45,21 @@ def found_by_views(
     :param groups: of the keypoints.
     :param calibration_noise: of the cameras.
     :param counts: numbers of cameras; those of which there are fewer, or that are too few to agree, are left out.
-    :return: for each of them: ``success``, the share of single detections that are right; ``formula``;
+    :param needed: views that must agree on a point, where these are more than the triangulation asks for.
+    :return: for each of them: ``success``, the share of single detections that are right and sure enough to take part;
+        ``formula``;
         ``enough``, the share of the points that enough of the views are right about; ``found``, the share of the points
         that are triangulated right.
     """
+    ransac = replace(ransac, least_inliers=max(ransac.least_inliers, needed))
     seen = [_detected(detector, footage, held_out) for footage in test]
     rows, most = [], min(footage.images.shape[1] for footage in test) - held_out
     for count in (count for count in counts if ransac.least_inliers <= count <= most):
         right, enough, found = [], [], []
         for number, (footage, (uv, confidence, true)) in enumerate(zip(test, seen, strict=True)):
             rig = to_rig(footage.rig).select(range(held_out, held_out + count))
-            good = (uv - true).norm(dim=-1)[:, :count] <= ransac.threshold
+            good = ((uv - true).norm(dim=-1) <= ransac.threshold) & (confidence >= ransac.least_confidence)
+            good = good[:, :count]
             right.append(good.flatten())
             enough.append((good.sum(1) >= ransac.least_inliers).flatten())
             measured = calibrated(rig, calibration_noise, TEST_SEED + number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from experiments.bootstrapping.config import BootstrapConfig
 from experiments.bootstrapping.filming import truth
 from experiments.bootstrapping.presets import expanded
 from experiments.bootstrapping.study import MEMBERS, Job
-from experiments.bootstrapping.study_report import gain_by_cameras
+from experiments.bootstrapping.study_report import gain_by_cameras, mean_by_round
 from experiments.bootstrapping.views import COUNTS, found_by_views
 from experiments.options.cli import parse
 from experiments.studies.plain import Member
@@ -69,6 +70,13 @@ def test_a_study_runs_what_is_missing_and_writes_tables_and_a_picture(tiny: list
     (tmp_path / "runs/hand/study-bootstrapping-1/rounds/1/round.json").unlink()
     run_in(tmp_path, study.main, arguments)
     assert "--resume" in tiny[5] and len(tiny) == 6, "what was stopped goes on; judged it is already"
+    run_in(tmp_path, evaluate.main, ["--run", "runs/hand/study-bootstrapping-1", "--sequences", "1"])
+    run_in(tmp_path, study.main, arguments)
+    assert len(tiny) == 7, "by other sequences than the study's it is not judged"
+    weights = tmp_path / "runs/hand/study-oracle-0/rounds/1/detector.safetensors"
+    weights.write_bytes((tmp_path / "runs/hand/study-oracle-0/rounds/0/detector.safetensors").read_bytes())
+    run_in(tmp_path, study.main, arguments)
+    assert len(tiny) == 8 and "study-bootstrapping-0" in tiny[7][2], "nor is a detector that is another by now"
     rows = json.loads((tmp_path / "docs/bootstrapping.json").read_text())["runs"]
     rounds = [(row["condition"], row["seed"], row["round"]) for row in rows if row["section"] == "rounds"]
     assert sorted(rounds) == [
@@ -106,6 +114,10 @@ def test_gains_are_differences_of_the_first_two_rounds_averaged_over_seeds() -> 
     assert gain_by_cameras(rows) == [(4, pytest.approx(-2)), (24, pytest.approx(15))]
 
 
+def test_the_mean_over_seeds_is_of_those_that_came_to_a_round() -> None:
+    assert mean_by_round([[(0, 1.0), (1, 2.0)], [(0, 3.0)]]) == [(0, 2.0), (1, 2.0)]
+
+
 def test_a_member_that_finds_nothing_to_learn_from_is_a_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     strict = f"{OPTIONS} --plausibility.least-confidence 1 --plausibility.least-points 1"
     members = (Member("bootstrapping", strict, seeds=1),)
@@ -125,8 +137,8 @@ def test_a_member_that_finds_nothing_to_learn_from_is_a_result(monkeypatch: pyte
 class Guesser:
     """Finds a point with a probability of its own in each view, and something far off otherwise."""
 
-    def __init__(self, footage: Footage, success: float, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+    def __init__(self, footage: Footage, success: float, seed: int, confidence: float = 1.0) -> None:
+        self.confidence, generator = confidence, torch.Generator().manual_seed(seed)
         self.uv = truth(footage)[::4].double()
         far = 60 * torch.randn(self.uv.shape, generator=generator)
         wrong = torch.rand(self.uv.shape[:-1], generator=generator) >= success
@@ -135,7 +147,7 @@ class Guesser:
     def detect(self, images: Tensor) -> tuple[Tensor, Tensor]:
         assert len(images) == self.uv[..., 0, 0].numel()
         uv = self.uv.flatten(0, 1)
-        return uv, torch.ones(uv.shape[:-1])
+        return uv, torch.full(uv.shape[:-1], self.confidence)
 
 
 def test_independent_views_find_as_many_points_as_the_formula_says() -> None:
@@ -146,6 +158,11 @@ def test_independent_views_find_as_many_points_as_the_formula_says() -> None:
     footage = Footage(np.zeros((160, 16, 2, 2, 3), np.uint8), points, np.zeros((160, 16), bool), rig)
     ransac, groups = RansacConfig(threshold=3.0), range(5)  # each point by itself
     rows = found_by_views(Guesser(footage, 0.4, 1), [footage], 0, ransac, groups, 0.0, counts=(2, 4, 8, 16, 24))
+    of_four = found_by_views(Guesser(footage, 0.4, 1), [footage], 0, ransac, groups, 0.0, counts=(8,), needed=4)[0]
+    for name in ("formula", "enough", "found"):
+        assert of_four[name] == pytest.approx(0.406, abs=0.09), name
+    unsure = dataclasses.replace(ransac, least_confidence=1.0)
+    assert found_by_views(Guesser(footage, 0.4, 1, 0.9), [footage], 0, unsure, groups, 0.0)[0]["success"] == 0
     assert [row["cameras"] for row in rows] == [4, 8, 16], "two cannot agree by three, and there are no 24"
     for row, formula in zip(rows, (0.179, 0.685, 0.982), strict=True):  # 1 - sum over k < 3 of C(V, k) .4^k .6^(V - k)
         assert row["success"] == pytest.approx(0.4, abs=0.04)
