@@ -140,6 +140,16 @@ def test_the_loss_is_that_of_a_loop_and_leaves_out_what_has_no_label():
     assert all(parameter.grad.isfinite().all() for parameter in detector.parameters())
 
 
+def test_targets_spread_as_far_as_sigma_says():
+    uv = torch.tensor([[[24.0, 24.0]]])
+    rows, columns = KeypointDetector(1, SMALL).grids(48, 48)
+    for sigma in (3.0, 6.0):
+        target = KeypointDetector(1, dataclasses.replace(SMALL, sigma=sigma)).targets(uv, 48, 48)[0, 0].double()
+        at = columns.offset + columns.stride * torch.arange(target.shape[1])
+        spread = (target.sum(0) * (at - 24.0).square()).sum().sqrt()
+        assert spread == pytest.approx(sigma, rel=0.1)
+
+
 def test_a_detector_learns_to_find_and_knows_when_there_is_nothing():
     torch.manual_seed(0)
     detector = KeypointDetector(2, SMALL)
@@ -241,6 +251,33 @@ def test_each_check_refuses_what_it_is_for(check, spoil, gone):
     assert verdict.points[3].isnan().any(-1).nonzero().flatten().tolist() == gone
     assert verdict.refused[check] == len(gone) == sum(verdict.refused.values())
     assert not verdict.points[[0, 1, 2, 4, 5]].isnan().any()
+
+
+@pytest.mark.parametrize(
+    "option, value, spoil",
+    [
+        ("least_inliers", 3, lambda p, i, c: i[3, 3:, 5].fill_(False)),
+        ("least_confidence", 0.2, lambda p, i, c: c[3, :, 5].fill_(0.25)),
+        ("bone_tolerance", 0.5, lambda p, i, c: p[3, 3].add_(torch.tensor([0.02, 0, 0]))),
+        ("velocity", 20.0, lambda p, i, c: p[3, 0].add_(torch.tensor([0, 0, 0.03]))),
+        ("velocity_slack", 0.04, lambda p, i, c: p[3, 0].add_(torch.tensor([0, 0, 0.03]))),
+    ],
+)
+def test_each_option_moves_the_limit_of_its_check(option, value, spoil):
+    points = hand_like()
+    found, confidence = found_with(points.clone())
+    spoil(found.points, found.inliers, confidence)
+    for config, refused in ((PlausibilityConfig(), True), (PlausibilityConfig(**{option: value}), False)):
+        verdict = judge(found, confidence, config, GROUPS, BONES, lengths(points))
+        assert verdict.points.isnan().any() == refused, config
+
+
+def test_a_frame_without_a_point_is_not_accepted_however_few_it_must_keep():
+    points = hand_like()
+    points[4] = torch.nan
+    found, confidence = found_with(points)
+    verdict = judge(found, confidence, PlausibilityConfig(least_points=0.0), GROUPS)
+    assert verdict.accepted.tolist() == [frame != 4 for frame in range(12)]
 
 
 def test_a_frame_must_keep_enough_points_and_one_frame_alone_has_no_velocity():

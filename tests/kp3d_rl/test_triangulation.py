@@ -83,6 +83,14 @@ def test_triangulate_with_weights_ignores_what_weighs_nothing():
     assert (triangulate(rig, uv) - points).abs().max() > 0.01
 
 
+def test_what_weighs_nothing_may_be_no_number():
+    rig, points = ring(6, views=5), 0.2 * normal(6, 3, seed=6)
+    uv, weights = rig.project(points)[0], torch.ones(5, 6)
+    uv[2, 3], weights[2, 3] = torch.nan, 0.0
+    torch.testing.assert_close(triangulate(rig, uv, weights), points)
+    torch.testing.assert_close(refine(rig, uv, weights, points + 0.01), points)
+
+
 def test_triangulate_says_nan_where_one_view_is_left_and_keeps_gradients_finite():
     rig, points = ring(3, views=3), 0.2 * normal(4, 3)
     uv = rig.project(points)[0].requires_grad_()
@@ -292,6 +300,26 @@ def test_refinement_is_the_optimum_that_scipy_finds():
         assert (weighted(found[i].numpy()) ** 2).sum() <= (weighted(start[i].numpy()) ** 2).sum()
     assert refine(rig, uv, weights, torch.full((6, 3), torch.nan)).isnan().all()
     torch.testing.assert_close(refine(rig, uv, weights, start, steps=0), start)
+
+
+def test_without_refinement_points_are_the_linear_ones_of_their_inliers():
+    rig, points = ring(4, views=7), 0.2 * normal(8, 3, seed=4)
+    uv = rig.project(points)[0] + 1.0 * normal(7, 8, 2, seed=5)
+    linear = triangulate_robustly(rig, uv, torch.ones(7, 8), RansacConfig(threshold=20.0, refinements=0)).points
+    torch.testing.assert_close(linear, triangulate(rig, uv))
+    refined = triangulate_robustly(rig, uv, torch.ones(7, 8), RansacConfig(threshold=20.0)).points
+    errors = [(rig.project(found)[0] - uv).square().sum() for found in (refined, linear)]
+    assert errors[0] < errors[1]
+
+
+def test_points_whose_rays_are_more_nearly_parallel_than_is_allowed_are_none():
+    positions = torch.tensor([[0.0, -2.0, 0.0], [0.1, -2.0, 0.0], [0.2, -2.0, 0.0]], dtype=torch.float64)
+    rig = Rig(ring(0, 3).intrinsics, look_at(positions, torch.zeros(3, dtype=torch.float64)), 64, 64)
+    points = 0.1 * normal(4, 3)
+    uv = rig.project(points)[0]  # the outer two look 5.7 degrees apart
+    for angle, found in ((4.0, True), (8.0, False)):
+        robust = triangulate_robustly(rig, uv, torch.ones(3, 4), RansacConfig(threshold=1.0, least_angle=angle))
+        assert robust.found.all() == found and robust.found.any() == found
 
 
 @pytest.mark.parametrize("trust", [0.0, 1.0, 6.0])
