@@ -29,7 +29,7 @@ from kp3d_rl.options import bounded, check_options
 
 @dataclass(frozen=True)
 class EvaluateBootstrapConfig:
-    """The detectors of a bootstrapping run on sequences, rooms and cameras that no training saw.
+    """The detectors of a bootstrapping run on sequences that no training saw; of the hand, in other rooms by other cameras.
 
     :param env: "hand", whose newest run is taken where no ``run`` is named; or an environment.
     :param run: run folder, or its name within the environment.
@@ -104,7 +104,7 @@ def judge_rounds(
 
     :param run: whose detectors are judged.
     :param test: the sequences.
-    :param held_out: how many of their views are of cameras that no training saw.
+    :param held_out: how many of their views, the first ones, they are judged by.
     :param subject: what is looked for.
     :param device: to compute on.
     """

@@ -54,7 +54,7 @@ def judge_detector(
     """Detect in all held-out views, and triangulate from all others.
 
     :param detector: to be judged.
-    :param test: sequences whose first ``held_out`` views are of cameras that no training saw.
+    :param test: sequences whose first ``held_out`` views it is judged by; points are triangulated from the others.
     :param held_out: how many.
     :param ransac: of the triangulation.
     :param groups: of the keypoints.

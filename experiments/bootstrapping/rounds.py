@@ -51,7 +51,8 @@ class Material:
     :param sequences: unlabelled ones.
     :param test: what is judged by.
     :param rig: of the sequences, as somebody measured it.
-    :param held_out: how many of the test's views, the first ones, are of cameras that no training sees.
+    :param held_out: how many of the test's views, the first ones, it is judged by: of the hand no training sees their
+        cameras, of an environment they are its own, which the first labels are of, too.
     """
 
     labelled: LabelledImages

@@ -87,7 +87,7 @@ def draw(
     :param footage: of a test sequence.
     :param subject: what is looked for.
     :param detectors: by round.
-    :param held_out: how many of the views are of cameras that no training saw; the first is shown.
+    :param held_out: how many of the views are of cameras that it is judged by; the first is shown.
     :param config: sizes.
     """
     images = torch.as_tensor(footage.images)
