@@ -64,19 +64,25 @@ def counts_table(rows: Rows) -> list[str]:
 
 
 def gain_by_cameras(rows: Rows) -> list[tuple[int, float]]:
-    """Numbers of cameras, and by how many points PCK@.1 grows from round 0 to round 1, the mean over seeds.
+    """Numbers of cameras, and by how many points PCK@.1 grows from round 0 to round 1.
 
-    It does not grow where round 1 found nothing to learn from.
+    It does not grow where round 1 found nothing to learn from. The mean is over those seeds that all numbers of cameras
+    have: seeds differ by more than cameras do.
     """
-    gains: dict[int, list[float]] = {}
+    gains: dict[int, dict[int, float]] = {}
     rounds = {(row["condition"], row["seed"], row["round"]): row for row in rows if row["section"] == "rounds"}
     for (condition, seed, number), row in rounds.items():
         if row["method"] == "bootstrapping" and number == 1:
             before = rounds[condition, seed, 0]
-            gains.setdefault(row["cameras"], []).append(100 * (row["pck"][SHARE] - before["pck"][SHARE]))
+            gains.setdefault(row["cameras"], {})[seed] = 100 * (row["pck"][SHARE] - before["pck"][SHARE])
         elif row["method"] == "bootstrapping" and number == 0 and row.get("gave_up"):
-            gains.setdefault(row["cameras"], []).append(0.0)
-    return sorted((count, float(np.mean(values))) for count, values in gains.items())
+            gains.setdefault(row["cameras"], {})[seed] = 0.0
+    common = set.intersection(*(set(of_seeds) for of_seeds in gains.values())) if gains else set()
+    means = {
+        count: [gain for seed, gain in of_seeds.items() if not common or seed in common]
+        for count, of_seeds in gains.items()
+    }
+    return sorted((count, float(np.mean(values))) for count, values in means.items())
 
 
 def draw(rows: Rows, path: Path) -> None:

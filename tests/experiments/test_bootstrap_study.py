@@ -103,7 +103,7 @@ def test_what_cannot_be_studied_is_said_in_one_line(tiny: list[list[str]], tmp_p
     assert not tiny
 
 
-def test_gains_are_differences_of_the_first_two_rounds_averaged_over_seeds() -> None:
+def test_gains_are_differences_of_the_first_two_rounds_averaged_over_common_seeds() -> None:
     def row(condition: str, cameras: int, seed: int, number: int, pck: float) -> dict:
         method = "oracle" if condition == "oracle" else "bootstrapping"
         about = {"section": "rounds", "condition": condition, "method": method, "cameras": cameras}
@@ -111,7 +111,9 @@ def test_gains_are_differences_of_the_first_two_rounds_averaged_over_seeds() -> 
 
     rows = [row("bootstrapping", 24, s, n, p) for s, n, p in ((0, 0, 0.4), (0, 1, 0.6), (1, 0, 0.5), (1, 1, 0.6))]
     rows += [row("4 cameras", 4, 0, 0, 0.4), row("4 cameras", 4, 0, 1, 0.38), row("oracle", 24, 0, 1, 1.0)]
-    assert gain_by_cameras(rows) == [(4, pytest.approx(-2)), (24, pytest.approx(15))]
+    assert gain_by_cameras(rows) == [(4, pytest.approx(-2)), (24, pytest.approx(20))], "of the common seed"
+    rows += [row("4 cameras", 4, 1, 0, 0.4), row("4 cameras", 4, 1, 1, 0.4)]
+    assert gain_by_cameras(rows) == [(4, pytest.approx(-1)), (24, pytest.approx(15))]
 
 
 def test_the_mean_over_seeds_is_of_those_that_came_to_a_round() -> None:
