@@ -29,7 +29,7 @@ from kp3d_rl.options import bounded, check_options
 
 @dataclass(frozen=True)
 class EvaluateBootstrapConfig:
-    """The detectors of a bootstrapping run on sequences that no training saw, the hand's in other rooms by other cameras.
+    """The detectors of a bootstrapping run on sequences that no training saw.
 
     :param env: "hand", whose newest run is taken where no ``run`` is named; or an environment.
     :param run: run folder, or its name within the environment.
