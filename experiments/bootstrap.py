@@ -14,7 +14,7 @@ from experiments.bootstrapping.config import BootstrapConfig
 from experiments.bootstrapping.filming import Studio, make_studio
 from experiments.bootstrapping.folder import BootstrapRun
 from experiments.bootstrapping.presets import expanded
-from experiments.bootstrapping.rounds import film, run_round
+from experiments.bootstrapping.rounds import film, given_up, run_round
 from experiments.options.cli import flat, parse, run_main
 from experiments.runs.plain import resumed
 from experiments.training.building import choose_device, use_threads
@@ -84,6 +84,8 @@ def do_rounds(run: BootstrapRun, studio: Studio, stop: StopRequest) -> None:
     finished, keypoints = len(run.finished_rounds()), len(studio.subject.keypoints)
     if finished > config.rounds:
         return
+    if run.gave_up:  # and would do so again
+        raise given_up(run)
     print(f"{config.env}: {keypoints} keypoints, {config.method}, {config.rounds} rounds of "
           f"{config.training.steps} steps, {config.watching} cameras of {config.image_size} px, seed {config.seed}",
           flush=True)  # fmt: skip

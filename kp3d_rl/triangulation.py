@@ -323,6 +323,8 @@ def _check_robust(rig: Rig, uv: Tensor, confidence: Tensor, config: RansacConfig
         raise ValueError(f"{views} views are too few: {config.least_inliers} must agree on a point")
     if groups is not None and len(groups) != keypoints:
         raise ValueError(f"groups of {len(groups)} points do not fit {keypoints} keypoints")
+    if not bool(rig.world_from_camera.isfinite().all() and rig.intrinsics.isfinite().all()):
+        raise ValueError("the cameras' poses and intrinsics must be finite numbers")
     apart = (rig.centres - rig.centres[..., :1, :]).abs().amax()
     if not bool(apart > 1e-9):
         raise ValueError("all cameras are in one place: no point can be triangulated")

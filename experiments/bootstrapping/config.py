@@ -93,7 +93,7 @@ class BootstrapConfig:
             needed = max(needed, self.plausibility.least_inliers)
         if self.watching < needed:
             problem = f"are too few: {needed} must agree on a point (least_inliers of ransac and plausibility)"
-            raise OptionError("", "cameras", f"{problem}, got {self.watching}")
+            raise OptionError("", "cameras" if self.use is None else "use", f"{problem}, got {self.watching}")
         if self.use is not None and self.use > self.cameras:
             raise OptionError("", "use", f"must be at most the number of cameras, {self.cameras}, got {self.use}")
         if self.method == "oracle" and self.reference is None:

@@ -159,11 +159,11 @@ def to_rig(cameras: CameraRig) -> Rig:
 
 
 def calibrated(rig: Rig, noise: float, seed: int) -> Rig:
-    """The rig as somebody measured it: each camera turned a little.
+    """The rig as somebody measured it: each camera is turned a little; where it stands is known.
 
     :param rig: as it is.
-    :param noise: pixels of an image of 368 rows by which points are off in it, on average over cameras, sideways and
-        upwards each.
+    :param noise: pixels of an image of 368 rows by which points are off in it, sideways and upwards: the
+        standard deviation over cameras.
     :param seed: of the errors.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -156,6 +156,18 @@ def say_labels(run: BootstrapRun, number: int, labels: Labels) -> None:
     print(describe_labels(number, labels.numbers), flush=True)
 
 
+def given_up(run: BootstrapRun) -> UserError:
+    """What there is to say of a run whose next round found no frame to learn from."""
+    config, number = run.config, len(run.finished_rounds())
+    refused = read_json(run.folder(number) / GIVEN_UP)["refused"]
+    reasons = ", ".join(f"{count} {name}" for name, count in refused.items() if count)
+    return UserError(
+        f"round {number} stopped: no frame of {config.sequences} sequences keeps "
+        f"{config.plausibility.least_points:.0%} of its points (refused: {reasons or 'none'}): more cameras or first "
+        f"steps, or weaker --plausibility options; the detector of round {number - 1} stays in {run.folder(number - 1)}"
+    )
+
+
 def make_labels(
     run: BootstrapRun, number: int, before: KeypointDetector, material: Material, subject: Subject, stop: StopRequest
 ) -> Labels:
@@ -177,13 +189,7 @@ def make_labels(
     chosen, points, numbers = choose(config, detections, material.rig, subject, number)
     if not chosen:
         write_whole(run.folder(number) / GIVEN_UP, json.dumps(numbers).encode())
-        reasons = ", ".join(f"{count} {name}" for name, count in numbers["refused"].items() if count)
-        raise UserError(
-            f"round {number} stopped: no frame of {config.sequences} sequences keeps "
-            f"{config.plausibility.least_points:.0%} of its points (refused: {reasons or 'none'}): more cameras or "
-            f"first steps, or weaker --plausibility options; the detector of round {number - 1} stays in "
-            f"{run.folder(number - 1)}"
-        )
+        raise given_up(run)
     index = torch.tensor(chosen)
     write_whole(run.folder(number) / CHOICE, json.dumps(numbers).encode())
     write_tensors(path, {"sequence": index[:, 0], "frame": index[:, 1], "points": points})

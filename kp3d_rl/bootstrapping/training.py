@@ -143,6 +143,7 @@ def augment(
     :param uv: (B, K, 2) pixels.
     :param config: how much.
     :param generator: to draw from.
+    :return: of the same shapes; labels may come to lie beyond the image.
     """
     count, _, height, width = images.shape
 

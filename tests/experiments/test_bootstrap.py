@@ -18,7 +18,7 @@ from envs.scenes.footage import Footage
 from experiments import bootstrap, evaluate, train, video
 from experiments.bootstrapping import rounds
 from experiments.bootstrapping.config import BootstrapConfig
-from experiments.bootstrapping.filming import Subject, TaskStudio, calibrated, make_studio, truth
+from experiments.bootstrapping.filming import HandStudio, Subject, TaskStudio, calibrated, make_studio, truth
 from experiments.bootstrapping.folder import BootstrapRun, asks_for_bootstrap
 from experiments.bootstrapping.judging import label_precision
 from experiments.bootstrapping.presets import PRESETS, expanded
@@ -234,8 +234,15 @@ def test_damaged_files_are_one_line(workplace: Path, finished: BootstrapRun, tmp
         finished.detector(3)
 
 
+def studio_films(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of the sequences that are filmed from now on."""
+    films: list[int] = []
+    monkeypatch.setattr(HandStudio, "sequence", lambda self, number: films.append(number))
+    return films
+
+
 def test_a_round_without_a_good_frame_stops_and_the_last_detector_stays(
-    workplace: Path, finished: BootstrapRun
+    workplace: Path, finished: BootstrapRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strict = ["--plausibility.least-confidence", "1", "--plausibility.least-points", "1"]
     with pytest.raises(UserError, match=r"round 1 stopped: no frame of 1 sequences .*little confidence.*round 0 stays"):
@@ -243,6 +250,10 @@ def test_a_round_without_a_good_frame_stops_and_the_last_detector_stays(
     run = BootstrapRun.open(workplace / "runs/hand/strict")
     assert run.finished_rounds() == [0] and run.detector().keypoints == 21
     assert run.gave_up and not finished.gave_up
+    films = studio_films(monkeypatch)
+    with pytest.raises(UserError, match=r"round 1 stopped: .*little confidence.*round 0 stays in runs/hand/strict/rou"):
+        run_in(workplace, bootstrap.main, ["--resume", "runs/hand/strict"])
+    assert not films, "that nothing will be found is known before anything is filmed"
 
 
 def test_programs_know_which_runs_are_bootstrapped(workplace: Path, finished: BootstrapRun) -> None:

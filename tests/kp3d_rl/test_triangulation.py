@@ -255,6 +255,13 @@ def test_points_behind_cameras_and_cameras_on_one_line_make_none():
     assert triangulate_robustly(line, line.project(beside)[0], torch.ones(3, 1)).found.all()
 
 
+def test_a_rig_that_is_no_number_is_told_from_one_in_one_place():
+    rig = ring(0, 3)
+    rig.world_from_camera[1, 0, 3] = torch.nan
+    with pytest.raises(ValueError, match="must be finite numbers"):
+        triangulate_robustly(rig, torch.zeros(3, 1, 2), torch.ones(3, 1))
+
+
 def test_bad_rigs_and_shapes_are_refused_in_one_line():
     rig, uv, ones = ring(0, 4), torch.zeros(4, 2, 2), torch.ones(4, 2)
     one_place = Rig(rig.intrinsics, rig.world_from_camera[:1].expand(4, -1, -1), 64, 64)
