@@ -177,8 +177,8 @@ class DrQExtractor(PixelExtractor):
         return convolutions(channels)
 
     def head(self, flat: int, features: int) -> nn.Sequential:
-        """The original's projection."""
-        return projection(flat, features)
+        """The original's projection, each feature between -1 and 1."""
+        return nn.Sequential(*projection(flat, features), nn.Tanh())
 
     def see(self, images: Tensor) -> Tensor:
         """Around 0, as the original."""
@@ -188,8 +188,11 @@ class DrQExtractor(PixelExtractor):
 class CURLExtractor(AuxiliaryExtractor):
     """CURL: features of a random crop must tell its own sample's other crop from all other samples' crops.
 
-    The layers are those of :class:`DrQExtractor`; the keys are encoded by a copy that follows them slowly. Scores are
-    bilinear, the loss is the cross-entropy over the batch. Acting sees the middle of the views.
+    The layers are those of :class:`DrQExtractor` but for the tanh (the original's ``output_logits``) and for pixels
+    from 0 to 1; the keys are encoded by a copy that follows them slowly. Scores are bilinear, the loss is the
+    cross-entropy over the batch. Acting sees the middle of the views. Unlike the original, the loss is added to the
+    critic's and goes through the same optimiser, each view is cut at a place of its own, and before the policy learns
+    the encoder is warmed up like the other ones that have a loss.
 
     :param observation_space: Dict with ``images`` and optionally ``proprio``.
     :param scene: as of every extractor with a loss of its own; it is not used.
@@ -219,6 +222,11 @@ class CURLExtractor(AuxiliaryExtractor):
         self.encoder = nn.ModuleList([trunk, projection(flat, NORMALISED_FEATURES)])
         self.key_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.similarity = nn.Parameter(torch.rand(NORMALISED_FEATURES, NORMALISED_FEATURES))
+
+    @property
+    def frame_entries(self) -> tuple[str, ...]:
+        """Crops of all instants are contrasted."""
+        return tuple(name for name in ("images", "previous") if name in self._observation_space.spaces)
 
     def encode(self, observations: Observation, augment: bool = False) -> tuple[Tensor, Tensor]:
         """Features of the views, and ``proprio``.
@@ -261,7 +269,7 @@ class CURLExtractor(AuxiliaryExtractor):
     def quality(self, observations: Observation) -> dict[str, float]:
         """How many samples are told from all others of the batch.
 
-        :param observations: ``images`` (N, V, H, W, 3) that were not trained on.
+        :param observations: ``images`` (N, V, H, W, 3), and ``previous`` where frames are stacked, not trained on.
         """
         logits, right = self.scores(stacked(observations))
         return {"curl/recognised": float((logits.argmax(1) == right).float().mean())}
@@ -276,7 +284,7 @@ class CURLExtractor(AuxiliaryExtractor):
 
     def _crops(self, images: Tensor, random: bool) -> Tensor:
         crops = random_crop(images, *self.size) if random else centre_crop(images, *self.size)
-        return on_channels(crops) - 0.5
+        return on_channels(crops)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -385,5 +393,5 @@ def convolutions(channels: int) -> nn.Sequential:
 
 
 def projection(flat: int, features: int) -> nn.Sequential:
-    """DrQ-v2's and CURL's, (B, flat) to (B, features), each between -1 and 1."""
-    return nn.Sequential(nn.Linear(flat, features), nn.LayerNorm(features), nn.Tanh())
+    """CURL's, and DrQ-v2's before its tanh, (B, flat) to (B, features)."""
+    return nn.Sequential(nn.Linear(flat, features), nn.LayerNorm(features))

@@ -104,6 +104,11 @@ class AuxiliaryExtractor(ViewExtractor):
         self.auxiliary: AuxiliaryLoss | None = None
 
     @property
+    def frame_entries(self) -> tuple[str, ...]:
+        """Entries of an observation that its own loss is of: ``images`` and, where cameras move, ``camera_poses``."""
+        return tuple(name for name in ("images", "camera_poses") if name in self._observation_space.spaces)
+
+    @property
     def learns(self) -> bool:
         """Whether the policy's gradient or the auxiliary loss reaches the encoder in the next update."""
         return self.policy_gradient_scale > 0 or (self.auxiliary is not None and self.auxiliary.is_open)
@@ -117,7 +122,7 @@ class AuxiliaryExtractor(ViewExtractor):
     def terms(self, observations: Observation, found: Any = None) -> dict[str, Tensor]:
         """The auxiliary losses of a batch, unweighted, by name.
 
-        :param observations: ``images`` and, where cameras move, ``camera_poses``.
+        :param observations: at least :attr:`frame_entries`.
         :param found: what :meth:`encode` said of them, if that is known already.
         """
         raise NotImplementedError

@@ -84,6 +84,7 @@ class FrameReplayBuffer(ReplayBuffer):
     :param optimize_memory_usage: must be False; that is SB3's own way, which knows no Dict.
     :param handle_timeout_termination: an episode that only ran out of time is not ``done``.
     :param on_device: entries whose frames are kept on ``device``, where the environment should hand them out.
+    :param reward_scale: what rewards are multiplied by when they are drawn; they are kept as they came.
     :raises UserError: where it does not fit into the free memory.
     """
 
@@ -97,6 +98,7 @@ class FrameReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
         on_device: tuple[str, ...] = (),
+        reward_scale: float = 1.0,
     ) -> None:
         if not isinstance(observation_space, spaces.Dict):
             raise ValueError(f"FrameReplayBuffer stores Dict observations, got {observation_space}")
@@ -107,7 +109,7 @@ class FrameReplayBuffer(ReplayBuffer):
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = False
-        self.handle_timeout_termination = handle_timeout_termination
+        self.handle_timeout_termination, self.reward_scale = handle_timeout_termination, reward_scale
         self._allocate(on_device)
         self.reset()
 
@@ -231,7 +233,7 @@ class FrameReplayBuffer(ReplayBuffer):
         envs = np.searchsorted(ends, batch_inds, side="right")
         rows = (self.added - ends[envs] + batch_inds) % self.buffer_size
         dones = self.dones[rows, envs] * (1 - self.timeouts[rows, envs])
-        rewards = self._normalize_reward(self.rewards[rows, envs, None], env)
+        rewards = self._normalize_reward(np.float32(self.reward_scale) * self.rewards[rows, envs, None], env)
         return DictReplayBufferSamples(
             observations=self._frames_as_tensors(envs, self.first[rows, envs], env),
             actions=self.to_torch(self.actions[rows, envs], copy=False),

@@ -10,14 +10,6 @@ import torch
 from agents.buffers import FrameBuffer, Frames, to_tensors
 
 
-def frame_keys(space: object) -> tuple[str, ...]:
-    """What a frame is made of: ``images`` and, where cameras move, ``camera_poses``.
-
-    :param space: Dict observation space.
-    """
-    return ("images", "camera_poses") if "camera_poses" in space.spaces else ("images",)  # type: ignore[attr-defined]
-
-
 class UnsupervisedTrainer:
     """Frames, the gradient steps on them, and how good the keypoints are on frames that were not trained on.
 
@@ -41,7 +33,7 @@ class UnsupervisedTrainer:
     ) -> None:
         self.policy, self.batch_size, self.quality_frames = policy, batch_size, quality_frames
         self.extractor, self.auxiliary = policy.features_extractor, policy.auxiliary
-        self.frames = FrameBuffer(buffer_frames, frame_keys(policy.observation_space))
+        self.frames = FrameBuffer(buffer_frames, self.extractor.frame_entries)
         self.generator = np.random.default_rng(seed)
         self.fresh = 0
 

@@ -171,11 +171,12 @@ def callbacks(
     :param evaluator: for the periodic evaluations.
     """
     config, log = run.config, run.config.log
+    evaluations = Every(log.evaluate_every, evaluator)
     parts = {
         "gradients": gradients(config, stop),
-        "evaluations": Every(log.evaluate_every, evaluator),
+        "evaluations": evaluations,
         "pictures": Every(log.picture_every, lambda model: save_picture(run, model)),
-        "rows": Rows(0 if config.algorithm == "ppo" else LOG_EVERY),
+        "rows": Rows(0 if config.algorithm == "ppo" else LOG_EVERY, evaluations),
     }
     *first, rows = parts.values()
     progress = ProgressCallback(config.total_steps, evaluator)

@@ -142,6 +142,8 @@ class SACConfig:
     :param learning_starts: environment steps, those of the warm-up included, before the first phase.
     :param learning_rate: of Adam, for actor, critics and entropy coefficient.
     :param gamma: discount.
+    :param reward_scale: what rewards are multiplied by before they are learnt from. The critics' gradient grows with
+        them: where an action brings far more than 1, it drowns the auxiliary loss's in the encoder.
     :param tau: share of the critics that their targets take over per gradient step.
     :param entropy: entropy coefficient; 0 learns it.
     :param hidden: units of each of the two hidden layers of actor and critics.
@@ -155,6 +157,7 @@ class SACConfig:
     learning_starts: int = bounded(1000, least=0, most=1_000_000_000)
     learning_rate: float = bounded(5e-4, above=0, most=100)
     gamma: float = bounded(0.97, least=0, most=1)
+    reward_scale: float = bounded(1.0, above=0, most=1e6)
     tau: float = bounded(0.01, above=0, most=1)
     entropy: float = bounded(0.0, least=0, most=10_000)
     hidden: int = bounded(256, above=0, most=8192)

@@ -57,6 +57,8 @@ WITHOUT = {
     "no separation loss": "--encoder.loss.separation 0",
 }
 """Keypoint3D with one ingredient off each, beside the auxiliary loss as a whole."""
+LIKE_KEYPOINTS = "--auxiliary.policy-gradient 0.1"
+"""By default the policy's whole gradient reaches an autoencoder, and a tenth of it keypoints."""
 AUTOENCODER_SEEDS = 3
 """So many seeds of a study's first condition are compared with an autoencoder."""
 
@@ -78,8 +80,8 @@ def control(
     fast = f"--preset fast {common}"
     more = (
         Condition("2D keypoints", f"{fast} --encoder.kind keypoint2d", seeds=1),
-        Condition("autoencoder", f"{fast} --encoder.kind autoencoder", seeds=1),
-        Condition("CURL", f"{common} --algorithm sac --encoder.kind curl{sac}", seeds=1),
+        Condition("autoencoder", f"{fast} --encoder.kind autoencoder {LIKE_KEYPOINTS}", seeds=1),
+        Condition("CURL", f"{common} --algorithm sac --encoder.kind curl{KEYPOINT_SAC}{sac}", seeds=1),
         *(Condition(name, f"{fast} {off}", seeds=1) for name, off in WITHOUT.items()),
     )
     by_sac = Condition("Keypoint3D SAC", f"{fast} --algorithm sac{KEYPOINT_SAC}{sac}")
@@ -143,7 +145,9 @@ STUDIES = {
     "control-reach": Study("reach-multiview", control(20_000, episodes=20, broad=True)),
     "control-window-open": Study(
         "metaworld-window-open",
-        control(10_000, episodes=10, sac=" --action-repeat 4 --sac.gamma 0.95", keypoints="sac"),
+        control(
+            10_000, episodes=10, sac=" --action-repeat 4 --sac.gamma 0.95 --sac.reward-scale 0.025", keypoints="sac"
+        ),
     ),
     "pretraining": Study("push-multiview", tuple(map(pretrained_on, TASKS_WITH_OBJECTS))),
     "speed": Study("reach-multiview", (Condition("default on all cores", seeds=3, cores=0),)),

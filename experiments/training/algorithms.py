@@ -183,7 +183,7 @@ def _build_off_policy(config: TrainConfig, shared: dict[str, Any]) -> BaseAlgori
         gradient_steps=sac.gradient_steps,
         ent_coef=sac.entropy or "auto",
         replay_buffer_class=FrameReplayBuffer,
-        replay_buffer_kwargs={"on_device": on_device(shared["env"])},
+        replay_buffer_kwargs={"on_device": on_device(shared["env"]), "reward_scale": config.sac.reward_scale},
     )
 
 

@@ -65,12 +65,15 @@ class StopRequest:
 
 
 class Every(BaseCallback):
-    """Calls ``action`` whenever another ``interval`` environment steps have passed; an interval of 0 never does."""
+    """Calls ``action`` whenever another ``interval`` environment steps have passed; an interval of 0 never does.
+
+    Attributes: ``acted``, the environment step at which it last did, here and not before a training went on.
+    """
 
     def __init__(self, interval: int, action: Callable[[BaseAlgorithm], None]) -> None:
         super().__init__()
         self.interval, self.action = interval, action
-        self.due = interval
+        self.due, self.acted = interval, -1
 
     def state(self) -> dict[str, Tree]:
         """When it is due."""
@@ -87,6 +90,7 @@ class Every(BaseCallback):
     def _on_rollout_end(self) -> None:
         if self.interval and self.num_timesteps >= self.due:
             self.due = (self.num_timesteps // self.interval + 1) * self.interval
+            self.acted = self.num_timesteps
             self.action(self.model)
 
     def _on_step(self) -> bool:
@@ -136,17 +140,19 @@ class Evaluator:
 
 
 class Rows(BaseCallback):
-    """Writes the rows of numbers: of PPO one for each rollout, of SAC and TQC one in so many steps.
+    """Writes the rows of numbers: of PPO one for each rollout, of SAC and TQC one in so many steps, and one for each
+    evaluation.
 
     SB3 would count anew in a training that goes on, and off-policy it would count episodes, which may be so long that
     evaluations are overwritten before they are written. To be listed last: a row holds what the others have logged.
 
     :param interval: environment steps between two rows; 0: one for each rollout.
+    :param evaluations: what evaluates, listed before; the next one would overwrite its numbers.
     """
 
-    def __init__(self, interval: int) -> None:
+    def __init__(self, interval: int, evaluations: Every) -> None:
         super().__init__()
-        self.interval, self.due, self.iterations = interval, interval, 0
+        self.interval, self.evaluations, self.due, self.iterations = interval, evaluations, interval, 0
 
     def state(self) -> dict[str, Tree]:
         """When the next row is due, and how many there were."""
@@ -161,7 +167,7 @@ class Rows(BaseCallback):
         self.due, self.iterations = state["due"], state["iterations"]
 
     def _on_rollout_end(self) -> None:
-        if self.interval and self.num_timesteps < self.due:
+        if self.interval and self.num_timesteps < self.due and self.evaluations.acted != self.num_timesteps:
             return
         self.iterations += 1
         if self.interval:

@@ -16,10 +16,11 @@ from agents.baselines import CROP, AutoencoderExtractor, CURLExtractor, DrQExtra
 from agents.callbacks import AuxiliaryCallback, AuxiliaryConfig
 from agents.extractors import KeypointExtractor
 from agents.offpolicy import AuxiliarySACPolicy, PixelSACPolicy
-from agents.policies import AuxiliaryPolicy, KeypointPolicy, PixelPolicy
+from agents.policies import AuxiliaryPolicy, PixelPolicy
 from agents.replay import FrameReplayBuffer
 from agents.scene import Scene
 from envs.errors import UserError
+from kp3d_rl.augmentation import random_crop
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 from kp3d_rl.losses import LossWeights
 from tests.dotworld import DotEnv, dot_frames, dot_scene
@@ -166,7 +167,7 @@ def test_the_contrast_is_that_of_a_naive_loop(monkeypatch) -> None:
     monkeypatch.setattr("agents.baselines.random_crop", lambda images, h, w: images[:, :, 1 : 1 + h, 2 : 2 + w])
     extractor, images = curl(), dot_frames(dot_scene(), 5)[0]
     side = round(CROP * images.shape[2])
-    seen = images[:, :, 1 : 1 + side, 2 : 2 + side].permute(0, 1, 4, 2, 3).flatten(1, 2) / 255.0 - 0.5
+    seen = images[:, :, 1 : 1 + side, 2 : 2 + side].permute(0, 1, 4, 2, 3).flatten(1, 2) / 255.0
     with torch.no_grad():
         queries, keys = (torch.nn.Sequential(*e)(seen).double() for e in (extractor.encoder, extractor.key_encoder))
         weights = extractor.similarity.double()
@@ -176,6 +177,27 @@ def test_the_contrast_is_that_of_a_naive_loop(monkeypatch) -> None:
             loss -= (scores[i] - math.log(sum(math.exp(score) for score in scores))) / 5
         found = extractor.terms({"images": images})["contrast"]
     assert float(found) == pytest.approx(loss, rel=1e-4)
+
+
+def test_anchors_and_keys_are_different_crops_of_the_same_views(monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr("agents.baselines.random_crop", lambda *args: drawn.append(random_crop(*args)) or drawn[-1])
+    extractor, images = curl().train(), dot_frames(dot_scene(), 16)[0]
+    _, anchors = extractor.encode({"images": images, "proprio": torch.zeros(16, 2)}, augment=True)
+    extractor.terms({"images": images}, anchors)
+    assert len(drawn) == 2 and drawn[0].shape == drawn[1].shape
+    same = (drawn[0] == drawn[1]).flatten(2).all(-1)  # (16, V): by chance some views are cut at the same place
+    assert same.float().mean() < 0.5
+
+
+def test_curls_features_are_not_squashed_and_drqs_are() -> None:
+    """The original's encoders give logits: behind the layer norm there is no tanh."""
+    images = dot_frames(dot_scene(), 8)[0]
+    with torch.no_grad():
+        features = curl().encode({"images": images, "proprio": torch.zeros(8, 2)})[1]
+        squashed = DrQExtractor(DotEnv().observation_space)({"images": images, "proprio": torch.zeros(8, 2)})[:, :-2]
+    torch.testing.assert_close(features.mean(-1), torch.zeros(8), atol=1e-4, rtol=0)
+    assert features.abs().max() > 1.5 and squashed.abs().max() <= 1.0
 
 
 def test_keys_follow_slowly_and_get_no_gradient() -> None:
@@ -199,7 +221,7 @@ def test_curl_learns_to_tell_frames_apart_and_acts_on_the_middle() -> None:
     extractor, images = curl().train(), dot_frames(dot_scene(), 64)[0]
     before = extractor.quality({"images": images})["curl/recognised"]
     optimizer = torch.optim.Adam([p for p in extractor.parameters() if p.requires_grad], 1e-3)
-    for _ in range(60):
+    for _ in range(150):
         optimizer.zero_grad()
         extractor.total(extractor.terms({"images": images})).backward()
         optimizer.step()
@@ -340,11 +362,12 @@ def test_frames_of_a_view_are_moved_and_cut_alike() -> None:
     assert torch.equal(frames[::2], frames[1::2]) and torch.equal(offset[::2], offset[1::2]) and offset.any()
 
 
-@pytest.mark.parametrize("policy", [KeypointPolicy, AuxiliarySACPolicy])
-def test_stacks_are_trained_on(policy: type) -> None:
+@pytest.mark.parametrize("extractor", [KeypointExtractor, AutoencoderExtractor, CURLExtractor])
+@pytest.mark.parametrize("policy", [AuxiliaryPolicy, AuxiliarySACPolicy])
+def test_stacks_are_trained_on(policy: type, extractor: type) -> None:
     env = DummyVecEnv([StackedDotEnv, StackedDotEnv])
-    kwargs = {"scene": Scene.of(env), "encoder": TINY_ENCODER}
-    if policy is KeypointPolicy:
+    kwargs = {"scene": Scene.of(env), "encoder": TINY_ENCODER, "extractor": extractor}
+    if policy is AuxiliaryPolicy:
         model = PPO(policy, env, n_steps=16, batch_size=16, policy_kwargs=kwargs, max_grad_norm=math.inf, seed=0)
     else:
         options = {"train_freq": 4, "gradient_steps": 1, "batch_size": 8, "buffer_size": 100, "learning_starts": 8}

@@ -163,6 +163,16 @@ def test_timeouts_are_no_ends_unless_they_are_told_to_be() -> None:
         assert buffer.sample(1).dones.item() == done
 
 
+def test_rewards_are_scaled_when_they_are_drawn_and_kept_as_they_came() -> None:
+    drawn = []
+    for scale in (1.0, 0.25):
+        buffer = FrameReplayBuffer(4, OBSERVATIONS, ACTIONS, "cpu", 1, reward_scale=scale)
+        feed([buffer], [["goes on"]] * 3, Stream(1))
+        drawn.append((buffer._get_samples(np.arange(3)).rewards[:, 0].tolist(), buffer.rewards[:3, 0].tolist()))
+    (rewards, kept), (scaled, as_they_came) = drawn
+    assert rewards == kept == as_they_came and any(kept) and scaled == pytest.approx([0.25 * r for r in rewards])
+
+
 def test_reset_forgets() -> None:
     buffer = FrameReplayBuffer(4, OBSERVATIONS, ACTIONS, "cpu", 1)
     feed([buffer], [["goes on"]] * 7, Stream(1))

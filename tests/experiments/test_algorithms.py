@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -50,6 +51,7 @@ def build(algorithm: str = "sac", **sac):
         ("learning_starts", 30, lambda m: m.learning_starts),
         ("learning_rate", 1e-3, lambda m: m.lr_schedule(1.0)),
         ("gamma", 0.5, lambda m: m.gamma),
+        ("reward_scale", 0.5, lambda m: m.replay_buffer.reward_scale),
         ("tau", 0.3, lambda m: m.tau),
         ("entropy", 0.2, lambda m: 0.0 if m.ent_coef == "auto" else m.ent_coef),
         ("hidden", 24, lambda m: m.policy.actor.mu.in_features),
@@ -130,15 +132,16 @@ def test_a_run_of_sac_is_trained_evaluated_and_filmed(sac_run: Path) -> None:
     assert list((sac_run / "videos").glob("*.mp4"))
 
 
+@pytest.mark.parametrize("interval, ordinary", [(20, range(40, 161, 20)), (100, (40, 80, 100, 120, 160))])
 def test_every_evaluation_is_a_row_at_its_own_step_however_long_episodes_are(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, interval: int, ordinary: Sequence[int]
 ) -> None:
-    monkeypatch.setattr(train, "LOG_EVERY", 20)
+    monkeypatch.setattr(train, "LOG_EVERY", interval)
     options = "--algorithm sac --sac.envs 2 --sac.gradient-steps 1 --sac.batch-size 4 --sac.hidden 8".split()
-    run_in(workplace, train.main, ["--run", "rows", *TINY, *options, "--log.evaluate-every", "40"])
-    with open(workplace / "runs" / "reach-multiview" / "rows" / "metrics.csv") as file:
+    run_in(workplace, train.main, ["--run", f"rows-{interval}", *TINY, *options, "--log.evaluate-every", "40"])
+    with open(workplace / "runs" / "reach-multiview" / f"rows-{interval}" / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["time/total_timesteps"]) for row in rows] == [32, 34, *range(40, 161, 20), 160]
+    assert [int(row["time/total_timesteps"]) for row in rows] == [32, *([34] if interval == 20 else []), *ordinary, 160]
     evaluated = [int(row["time/total_timesteps"]) for row in rows if row["evaluation/success_at_end"]]
     assert evaluated == [40, 80, 120, 160, 160]  # the last one is the final one
 

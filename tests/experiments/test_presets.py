@@ -64,6 +64,7 @@ def test_fast_learns_in_larger_steps_and_on_meta_world_from_shorter_rollouts_of_
     )  # fmt: skip
     assert (theirs.ppo.steps, theirs.ppo.epochs, theirs.ppo.gamma, theirs.ppo.log_std) == (64, 8, 0.95, 0.0)
     assert (theirs.ppo.entropy, theirs.total_steps, theirs.action_repeat) == (0.003, 20_000, 4)
+    assert theirs.sac.gamma == theirs.ppo.gamma and theirs.sac.reward_scale * 10 * theirs.action_repeat == 1.0
     auxiliary = theirs.auxiliary
     assert (auxiliary.warmup_frames, auxiliary.warmup_steps, auxiliary.policy_gradient) == (256, 200, 1.0)
 
@@ -98,6 +99,7 @@ def test_a_pretraining_leaves_out_what_it_has_no_use_for() -> None:
         (["--preset", "papr"], "unknown preset 'papr': did you mean 'paper'\\? valid: fast, paper"),
         (["--preset"], r"--preset needs a value \(fast or paper\)"),
         (["--preset", "--seed", "1"], r"--preset needs a value \(fast or paper\)"),
+        (["--preset", "fast", "--env", "metaworld-hamer"], "unknown environment 'metaworld-hamer': did you mean 'meta"),
         (["--preset", "paper", "--env", "Ant-v5"], "preset 'paper' is for this project's environments: for Ant-v5"),
     ],
 )
