@@ -42,9 +42,10 @@ _FREE = (
     "seed", "run", "ppo.final_learning_rate", "ppo.learning_rate", "ppo.gamma", "ppo.gae_lambda", "ppo.clip_range",
     "ppo.entropy", "ppo.value", "ppo.target_kl", "ppo.log_std", "ppo.normalize_reward", "sac.learning_rate",
     "sac.gamma", "sac.reward_scale", "sac.tau", "sac.entropy", "sac.learning_starts", "sac.buffer_size",
-    "auxiliary.joint", "auxiliary.final_scale", "auxiliary.policy_gradient", "auxiliary.learning_rate", "auxiliary.clip.policy",
-    "auxiliary.clip.encoder", "auxiliary.buffer_frames", "log.evaluate_every", "log.checkpoint_every",
-    "log.checkpoints_kept", "log.checkpoints_kept_every", "log.picture_every", "log.wandb_project",
+    "auxiliary.joint", "auxiliary.final_scale", "auxiliary.policy_gradient", "auxiliary.learning_rate",
+    "auxiliary.clip.policy", "auxiliary.clip.encoder", "auxiliary.buffer_frames", "log.evaluate_every",
+    "log.checkpoint_every", "log.checkpoints_kept", "log.checkpoints_kept_every", "log.picture_every",
+    "log.wandb_project",
 )  # fmt: skip
 """Options with which a training takes as long as without, whatever a file says: with these it goes on."""
 
