@@ -59,6 +59,14 @@ def task_class(env_id: str) -> type[gym.Env]:
     return _TASKS[env_id][0]
 
 
+def configurations(env_id: str) -> int | None:
+    """How many configurations a task has to be tested in; None where each seed is another start.
+
+    :param env_id: of any environment, registered here or not.
+    """
+    return getattr(task_class(env_id), "configurations", None) if env_id in env_ids() else None
+
+
 def make(
     env_id: str,
     *,

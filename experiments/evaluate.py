@@ -16,13 +16,12 @@ from stable_baselines3.common.policies import BasePolicy
 from tqdm import tqdm
 
 from agents.finite import refuse_nonfinite_outputs
-from envs.errors import UserError
 from experiments.bootstrapping import evaluating as bootstrapping
 from experiments.bootstrapping.folder import asks_for_bootstrap
 from experiments.geometry_aware import evaluating as geometry_aware
 from experiments.geometry_aware.folder import asks_for_geometry_aware
 from experiments.judging.ablations import Environments, conditions
-from experiments.judging.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, table
+from experiments.judging.evaluation import Evaluation, Transform, evaluate, evaluation_seeds, require_different, table
 from experiments.judging.outliers import check_outliers, rejecting_outliers
 from experiments.keypointnet import evaluating as keypointnet
 from experiments.keypointnet.folder import asks_for_keypointnet
@@ -39,7 +38,8 @@ class EvaluateConfig:
 
     :param env: environment; with no ``run`` its newest run is taken.
     :param run: run folder, or its name within the environment.
-    :param seed: number of the block of evaluation seeds; blocks never overlap.
+    :param seed: number of the block of evaluation seeds; blocks never overlap, but of a task that has 50 test
+        configurations each has all of these.
     :param episodes: how many; by default 100, or one for each of the task's test configurations.
     :param envs: how many episodes are played at a time.
     :param checkpoint: step of the checkpoint; by default the newest.
@@ -105,9 +105,7 @@ def episodes_of(config: EvaluateConfig, env: gym.Env) -> int:
     :raises UserError: for more than differ from each other: intervals would pretend to know what they do not.
     """
     most = getattr(env.unwrapped, "configurations", None)
-    if most is not None and (config.episodes or 0) > most:
-        asked = f"{config.episodes} episodes were asked for"
-        raise UserError(f"{asked}: the task has {most} test configurations, so at most {most} differ")
+    require_different(config.episodes or 0, most)
     return config.episodes or most or 100
 
 

@@ -19,7 +19,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.callbacks import AuxiliaryCallback, ClippingCallback
 from agents.finite import NonFiniteError, refuse_nonfinite_outputs
 from agents.scene import Scene
+from envs import registry
 from envs.errors import UserError
+from experiments.judging.evaluation import require_different
 from experiments.logs import RunLogger, metrics_logger, require_login
 from experiments.options.cli import parse, run_main
 from experiments.options.config import TrainConfig
@@ -44,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     argv, nodes = taken_nodes(argv)
     config = with_detector(parse(TrainConfig, expanded(argv, TrainConfig)))
     use_threads(config.threads)
+    require_different(config.log.evaluation_episodes, registry.configurations(config.env))
     path = Run.new_path(config)
     require_login(config.log)
     with contextlib.closing(make_training_env(config, nodes)) as env:

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from agents.finite import require_finite
+from envs.errors import UserError
 from kp3d_rl.statistics import bootstrap_mean_interval, wilson_interval
 
 EVALUATION_SEED = 10_000_000
@@ -34,6 +35,18 @@ def evaluation_seeds(block: int, episodes: int) -> range:
         raise ValueError("seed must lie in 0 … 999 and episodes in 1 … 10000: seeds stay clear of training's")
     first = EVALUATION_SEED + 10_000 * block
     return range(first, first + episodes)
+
+
+def require_different(episodes: int, most: int | None) -> None:
+    """Refuse more episodes than differ from each other: intervals would pretend to know what they do not.
+
+    :param episodes: how many are asked for.
+    :param most: test configurations of the task; None where each seed is another start.
+    :raises UserError: for more.
+    """
+    if most is not None and episodes > most:
+        asked = f"{episodes} episodes were asked for"
+        raise UserError(f"{asked}: the task has {most} test configurations, so at most {most} differ")
 
 
 @dataclass(frozen=True)

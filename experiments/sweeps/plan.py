@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from envs.errors import UserError, unknown
-from envs.registry import env_ids
+from envs.registry import configurations, env_ids
+from experiments.judging.evaluation import require_different
 from experiments.options.cli import flat, parse, typed
 from experiments.options.config import TrainConfig
 from experiments.options.files import from_yaml
@@ -144,6 +145,8 @@ class PlannedRun:
         if self.env not in env_ids():
             raise unknown("environment", self.env, env_ids())
         config = with_detector(parse(TrainConfig, expanded(self.arguments, TrainConfig)))
+        for episodes in (config.log.evaluation_episodes, self.plan.evaluation_episodes):
+            require_different(episodes, configurations(self.env))
         try:
             policy_class(config)
         except UserError as error:

@@ -126,6 +126,13 @@ def test_what_is_wrong_with_a_plan_is_one_line(tmp_path: Path, right: str, wrong
     assert "\n" not in str(error.value) and len(str(error.value)) < 2000
 
 
+def test_more_episodes_than_differ_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    text = GOOD.replace("[reach-multiview, push-multiview]", "[metaworld-reach]")
+    read_plan(written(tmp_path, text.replace("episodes: 10", "episodes: 50")))
+    with pytest.raises(UserError, match="51 episodes were asked for: the task has 50 test configurations"):
+        read_plan(written(tmp_path, text.replace("episodes: 10", "episodes: 51")))
+
+
 def test_a_folder_of_other_options_is_not_taken_for_the_plans_run(tmp_path: Path, tiny_run: Path) -> None:
     text = "name: tiny\nenvironments: [reach-multiview]\nseeds: 1\n"
     with contextlib.chdir(tmp_path):

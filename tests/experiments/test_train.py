@@ -113,6 +113,10 @@ def test_wandb_without_a_login_is_one_line_before_anything_is_written(
         (["--seed", "10000"], "seed must lie between 0 and 9999"),
         (["--encoder.keypoints", "0"], "keypoints must be at least 1"),
         (["--env", "Ant-v5"], "cameras"),
+        (
+            ["--env", "metaworld-reach", "--log.evaluation-episodes", "51"],
+            "51 episodes were asked for: the task has",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, options: list[str], message: str) -> None:
