@@ -2,9 +2,9 @@
 
 Trains, evaluates and probes every run of a study that is not there yet, several at a time, each on one thread; then
 writes ``docs/<name>.json`` with every number, command, commit and machine, and ``docs/<name>.png`` with the curves.
-A study that was stopped goes on with the run at which it was, from its last checkpoint. What that JSON says of runs
-that are not in this folder, of the same command, stays; with ``--extend`` these are not run again, so that seeds can
-come from several machines.
+A study that was stopped goes on with the run at which it was, from its last checkpoint; a folder of other options is
+moved aside. What that JSON says of runs that are not in this folder, of the same command, stays; with ``--extend``
+these are not run again, so that seeds can come from several machines.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from experiments.geometry_aware import study_report as geometry_aware_report
 from experiments.keypointnet import study as keypointnet
 from experiments.keypointnet import study_report as keypointnet_report
 from experiments.options.cli import parse, run_main
+from experiments.options.config import PretrainConfig, TrainConfig
+from experiments.options.files import from_yaml
+from experiments.options.presets import expanded
 from experiments.pages import fill_pages
 from experiments.runs import ROOT, folder_name
 from experiments.studies.conditions import AUTOENCODER_SEEDS, STUDIES, Condition
@@ -99,23 +102,46 @@ class Job:
         return ["--threads", str(cores), "--render.workers", str(cores)] if cores else []
 
     @property
+    def options(self) -> list[str]:
+        """What its program is given."""
+        named = ["--env", self.env, "--run", self.run, "--seed", str(self.seed)]
+        return [*named, *self.limits, *self.condition.arguments.split()]
+
+    @property
+    def is_another(self) -> bool:
+        """Whether a folder of its name was made with other options: a condition, or a preset, has changed since."""
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            return False
+        kind = TrainConfig if self.condition.program == "train" else PretrainConfig
+        try:
+            return from_yaml(path) != parse(kind, expanded(self.options, kind))
+        except UserError:  # of another version
+            return True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is trained."""
+        return (self.folder / "done").is_file() and not self.is_another
+
+    @property
     def goes_on(self) -> bool:
         """Whether it was stopped half-way and has a checkpoint to go on from, which pretrainings do not."""
-        stopped = self.condition.program == "train" and not (self.folder / "done").is_file()
+        stopped = self.condition.program == "train" and not (self.folder / "done").is_file() and not self.is_another
         return stopped and bool(complete_steps(self.folder / "checkpoints"))
 
     def steps(self) -> list[list[str]]:
         """The programs that are still to be run, in this order."""
         found = []
+        anew = not self.is_done and not self.goes_on
         if self.goes_on:
             found.append(["resume", "--run", str(self.folder)])
-        elif not (self.folder / "done").is_file():
-            options = ["--env", self.env, "--run", self.run, "--seed", str(self.seed), *self.limits]
-            found.append([self.condition.program, *options, *self.condition.arguments.split()])
+        elif anew:
+            found.append([self.condition.program, *self.options])
         path = ["--run", str(self.folder)]
-        if self.condition.program == "train" and not (self.folder / "eval.json").is_file():
+        if self.condition.program == "train" and (anew or not (self.folder / "eval.json").is_file()):
             found.append(["evaluate", *path, *(["--ablate"] if self.condition.ablate else [])])
-        if self.condition.probe and not (self.folder / "probe.json").is_file():
+        if self.condition.probe and (anew or not (self.folder / "probe.json").is_file()):
             # The autoencoder is the same for all conditions of an environment, and takes longer than the probe's rest.
             first = self.condition.env or self.condition == STUDIES[self.study].conditions[0]
             leads = first and self.seed < AUTOENCODER_SEEDS
@@ -205,7 +231,7 @@ def perform(job: Job) -> str | None:
 
     :return: the run's name if a program failed.
     """
-    if job.folder.exists() and not job.goes_on and not (job.folder / "done").is_file():  # kept, but not in the way
+    if job.folder.exists() and not job.goes_on and not job.is_done:  # kept, but not in the way
         job.folder.rename(job.folder.with_name(f"{job.run}-stopped-{time.strftime('%Y%m%d-%H%M%S')}"))
     environment = os.environ | ({"OMP_NUM_THREADS": str(job.condition.cores)} if job.condition.cores else {})
     log = job.folder.with_name(f"{job.run}.log")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from experiments import pages, pretrain, study, train
 from experiments.judging.evaluation import Episode, Evaluation
 from experiments.options.cli import parse
 from experiments.options.config import PretrainConfig, TrainConfig
+from experiments.options.files import to_yaml
 from experiments.options.presets import expanded
 from experiments.studies import report
 from experiments.studies.conditions import Condition, Study
@@ -130,6 +132,28 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_is_moved_aside_and_m
     assert study.perform(job) is None and (job.folder / "done").is_file()
     (aside,) = job.folder.parent.glob("*-stopped-*")
     assert (aside / "metrics.csv").read_text() == "half"
+
+
+def test_a_run_of_other_options_is_moved_aside_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset, or a condition, may have changed since it was made."""
+    monkeypatch.chdir(tmp_path)
+    job = Job("reach-multiview", "tiny", TINY_STUDY.conditions[1], 0)
+    config = parse(TrainConfig, job.options)
+    job.folder.mkdir(parents=True)
+    for name in ("done", "eval.json"):
+        (job.folder / name).touch()
+    (job.folder / "config.yaml").write_text(to_yaml(config))
+    assert job.is_done and not job.steps()
+    (job.folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, action_repeat=2)))
+    assert not job.is_done and [step[0] for step in job.steps()] == ["train", "evaluate"]
+
+    def run(command, **kwargs):  # noqa: ANN001, ANN202
+        job.folder.mkdir(exist_ok=command[2] == "experiments.evaluate")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run))
+    assert study.perform(job) is None and job.is_done
+    assert len(list(job.folder.parent.glob("*-stopped-*/config.yaml"))) == 1
 
 
 def test_runs_from_elsewhere_stay_in_the_record_and_are_not_run_again(
