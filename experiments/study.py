@@ -26,7 +26,7 @@ from experiments.geometry_aware import study as geometry_aware
 from experiments.geometry_aware import study_report as geometry_aware_report
 from experiments.keypointnet import study as keypointnet
 from experiments.keypointnet import study_report as keypointnet_report
-from experiments.options.cli import parse, run_main
+from experiments.options.cli import flat, parse, run_main
 from experiments.options.config import PretrainConfig, TrainConfig
 from experiments.options.files import from_yaml
 from experiments.options.presets import expanded
@@ -115,7 +115,7 @@ class Job:
             return False
         kind = TrainConfig if self.condition.program == "train" else PretrainConfig
         try:
-            return from_yaml(path) != parse(kind, expanded(self.options, kind))
+            return what_counts(from_yaml(path)) != what_counts(parse(kind, expanded(self.options, kind)))
         except UserError:  # of another version
             return True
 
@@ -148,6 +148,12 @@ class Job:
             asked = self.condition.asked.split()
             found.append(["probe", *path, *asked, *([] if leads else ["--autoencoder-steps", "0"])])
         return found
+
+
+def what_counts(config: TrainConfig | PretrainConfig) -> dict[str, Any]:
+    """The options of a run by name, without those of the algorithm that does not train it."""
+    others = {"ppo": "sac.", "sac": "ppo.", "tqc": "ppo."}.get(getattr(config, "algorithm", ""))
+    return {name: value for name, value in flat(config).items() if others is None or not name.startswith(others)}
 
 
 def main(argv: Sequence[str]) -> None:

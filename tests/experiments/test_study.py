@@ -144,6 +144,9 @@ def test_a_run_of_other_options_is_moved_aside_and_made_anew(tmp_path: Path, mon
         (job.folder / name).touch()
     (job.folder / "config.yaml").write_text(to_yaml(config))
     assert job.is_done and not job.steps()
+    other_sac = dataclasses.replace(config, sac=dataclasses.replace(config.sac, gamma=0.5))
+    (job.folder / "config.yaml").write_text(to_yaml(other_sac))
+    assert job.is_done, "it is trained by PPO"
     (job.folder / "config.yaml").write_text(to_yaml(dataclasses.replace(config, action_repeat=2)))
     assert not job.is_done and [step[0] for step in job.steps()] == ["train", "evaluate"]
 
