@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.cameras import CameraSpec, WorkspaceSpec
-from envs.errors import UserError
+from envs.errors import UserError, unknown
 from envs.registry import SPLITS, register_task
 from envs.snapshots import take_over_warnings
 from envs.visual_model import MarkerSpec
@@ -138,7 +138,8 @@ class MetaWorldEnv(gym.Env):
 
     :param task: its name, such as "hammer".
     :param split: "train" or "test": which 50 configurations.
-    :raises UserError: where Meta-World is missing, or is of a version that does not go with our MuJoCo.
+    :raises UserError: for an unknown task or split; where Meta-World is missing, or is of a version that does not go
+        with our MuJoCo.
     """
 
     split = "train"
@@ -157,6 +158,10 @@ class MetaWorldEnv(gym.Env):
     model_changes = ("body_pos", "site_pos")
 
     def __init__(self, task: str, split: str = "train") -> None:
+        if task not in OBJECTS:
+            raise unknown("task of Meta-World", task, OBJECTS)
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
         take_over_warnings()
         self.task, self.split = task, split
         self.movable = (FIXTURES[task],) if task in FIXTURES else ()

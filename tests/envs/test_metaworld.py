@@ -213,6 +213,10 @@ def test_a_pickled_one_is_a_new_one():
 
 
 def test_misspelt_tasks_are_named():
+    with pytest.raises(UserError, match="unknown task of Meta-World 'hamer': did you mean 'hammer'"):
+        MetaWorldEnv("hamer")
+    with pytest.raises(UserError, match="unknown split 'tset': did you mean 'test'"):
+        MetaWorldEnv("hammer", split="tset")
     with pytest.raises(UserError, match="unknown environment 'metaworld-hamer': did you mean 'metaworld-hammer'"):
         make("metaworld-hamer")
     with pytest.raises(UserError, match="unknown camera of metaworld-push 'paper-4'.*did you mean 'paper-") as caught:
