@@ -227,10 +227,6 @@ class RunConfig:
                 raise OptionError("", "image_size", f"is too small: {error}") from None
 
 
-SHIFTED = ("keypoint3d", "keypoint2d", "pixels", "drqv2")
-"""Kinds of encoders whose views off-policy training shifts at random."""
-
-
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
     """One training run; everything that is needed to repeat it.
@@ -263,10 +259,6 @@ class TrainConfig(RunConfig):
         self._complete_auxiliary()
         if self.pretrained is not None and not self.encoder.finds_keypoints:
             raise OptionError("", "pretrained", f"keypoints do not fit an encoder of kind '{self.encoder.kind}'")
-        if self.encoder.random_shift and (self.algorithm == "ppo" or self.encoder.kind not in SHIFTED):
-            asked = f"{self.algorithm} and {self.encoder.kind}"
-            problem = f"is for sac and tqc with an encoder of kind {', '.join(SHIFTED)}; with {asked} it does nothing"
-            raise OptionError("encoder", "random_shift", problem)
 
     def _complete_auxiliary(self) -> None:
         """Numbers that were not given, by the kind of encoder."""

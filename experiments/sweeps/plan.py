@@ -20,7 +20,7 @@ from experiments.options.config import TrainConfig
 from experiments.options.files import from_yaml
 from experiments.options.presets import expanded
 from experiments.runs.folder import ROOT, folder_name
-from experiments.training.algorithms import policy_class
+from experiments.training.algorithms import policy_class, require_effect
 from experiments.training.bootstrapped import with_detector
 from kp3d_rl.options import bounded
 
@@ -147,6 +147,7 @@ class PlannedRun:
         config = with_detector(parse(TrainConfig, expanded(self.arguments, TrainConfig)))
         for episodes in (config.log.evaluation_episodes, self.plan.evaluation_episodes):
             require_different(episodes, configurations(self.env))
+        require_effect(config)
         try:
             policy_class(config)
         except UserError as error:

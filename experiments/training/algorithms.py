@@ -69,6 +69,8 @@ EXTRACTORS: dict[str, type[ViewExtractor]] = {
 """The encoder of each kind that sees."""
 ONLY_FOR = {"rad": ("ppo",), "drqv2": ("sac", "tqc"), "curl": ("sac", "tqc")}
 """Kinds of encoders that not every algorithm trains."""
+SHIFTED = ("keypoint3d", "keypoint2d", "pixels", "drqv2")
+"""Kinds of encoders whose views off-policy training shifts at random."""
 
 
 def policy_class(config: TrainConfig) -> type:
@@ -89,6 +91,16 @@ def policy_class(config: TrainConfig) -> type:
         raise UserError(
             f"algorithm '{config.algorithm}' needs sb3-contrib: pip install -c constraints.txt sb3-contrib"
         ) from None
+
+
+def require_effect(config: TrainConfig) -> None:
+    """Refuse a random shift where nothing is shifted.
+
+    :raises UserError: then.
+    """
+    if config.encoder.random_shift and (config.algorithm == "ppo" or config.encoder.kind not in SHIFTED):
+        asked = f"with {config.algorithm} and {config.encoder.kind} it does nothing"
+        raise UserError(f"encoder random_shift is for sac and tqc with {', '.join(SHIFTED)}: {asked}")
 
 
 def policy_arguments(config: TrainConfig, scene: Scene | None) -> dict[str, Any]:

@@ -264,11 +264,6 @@ def test_damaged_files_are_one_line_or_say_what_is_loaded(
         (lambda: TrainConfig(algorithm="sac", sac=SACConfig(envs=1001)), "sac envs must be above 0 and at most 1,000"),
         (lambda: TrainConfig(redraw=-1), "redraw must be at least 0"),
         (lambda: TrainConfig(pretrained="x", encoder=EncoderConfig(kind="pixels")), "do not fit an encoder of kind"),
-        (lambda: TrainConfig(encoder=EncoderConfig(random_shift=4)), "encoder random_shift is for sac and tqc with an"),
-        (
-            lambda: TrainConfig(algorithm="sac", encoder=EncoderConfig(kind="curl", random_shift=4)),
-            "with sac and curl it does nothing",
-        ),
         (lambda: SACConfig(batch_size=0), "sac batch_size must be above 0"),
         (lambda: SACConfig(tau=1.5), "sac tau must be above 0 and at most 1, got 1.5"),
         (lambda: PretrainConfig(steps=0), "steps must be above 0 and at most 1,000,000,000, got 0"),

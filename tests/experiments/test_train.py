@@ -114,6 +114,14 @@ def test_wandb_without_a_login_is_one_line_before_anything_is_written(
         (["--encoder.keypoints", "0"], "keypoints must be at least 1"),
         (["--env", "Ant-v5"], "cameras"),
         (
+            ["--encoder.random-shift", "2"],
+            "keypoint2d, pixels, drqv2: with ppo and keypoi",
+        ),
+        (
+            ["--algorithm", "sac", "--encoder.kind", "curl", "--encoder.random-shift", "2"],
+            "with sac and curl it does no",
+        ),
+        (
             ["--env", "metaworld-reach", "--log.evaluation-episodes", "51"],
             "51 episodes were asked for: the task has",
         ),
