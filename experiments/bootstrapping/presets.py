@@ -19,6 +19,7 @@ _TASK = {
     "--first-steps": "800",
     "--detector.width": "16",
     "--training.steps": "800",
+    "--selection.window": "4",
     "--ransac.threshold": "2.0",
     "--plausibility.velocity": "1000",
 }

@@ -24,7 +24,7 @@ class SelectionConfig:
     :param frames: how many are taken of all windows', the best first.
     """
 
-    window: int = bounded(4, least=1, most=1_000_000)
+    window: int = bounded(8, least=1, most=1_000_000)
     frames: int = bounded(300, least=1, most=1_000_000)
 
     def __post_init__(self) -> None:
