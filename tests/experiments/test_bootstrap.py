@@ -447,7 +447,7 @@ class Balls:
 def test_a_poor_detector_becomes_a_good_one_without_further_labels(tmp_path: Path) -> None:
     """From labels by day alone it finds little by night; what the views agree on teaches it the night."""
     changed = AugmentationConfig(turn=20, colour=0.1, erase=0.0)
-    training = DetectorTrainingConfig(300, 16, 0.01, changed)
+    training = DetectorTrainingConfig(450, 16, 0.01, changed)
     config = BootstrapConfig(
         rounds=1, cameras=10, image_size=64, sequences=24, frames=4, labelled=40, test_sequences=3, test_frames=16,
         first_steps=150, first_augmentation=changed, calibration_noise=0.2, detector=DetectorConfig(width=8),
@@ -466,7 +466,7 @@ def test_a_poor_detector_becomes_a_good_one_without_further_labels(tmp_path: Pat
     run_round(run, 1, first, material, studio.subject, StopRequest())
     before, after = run.numbers(0), run.numbers(1)
     assert after["pck"]["0.1"] > before["pck"]["0.1"] + 0.05 and after["auc"] > before["auc"] + 0.04
-    assert after["precision"] > 0.5 and after["error_mm"] < before["error_mm"]
+    assert after["precision"] > 0.5 and after["error_mm"] < 0.9 * before["error_mm"]
 
 
 def test_the_first_labels_are_changed_as_they_are_told_and_the_rounds_as_theirs() -> None:
