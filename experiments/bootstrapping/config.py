@@ -68,7 +68,7 @@ class BootstrapConfig:
     use: int | None = bounded(None, least=2, most=64)
     held_out: int = bounded(6, least=1, most=32)
     image_size: int = bounded(96, least=LEAST_SIDE, most=1024)
-    sequences: int = bounded(60, least=1, most=5000)
+    sequences: int = bounded(90, least=1, most=5000)
     frames: int = bounded(40, least=1, most=1_000_000)
     labelled: int = bounded(2000, least=1, most=1_000_000)
     test_sequences: int = bounded(6, least=1, most=10_000)

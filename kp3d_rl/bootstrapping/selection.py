@@ -25,7 +25,7 @@ class SelectionConfig:
     """
 
     window: int = bounded(8, least=1, most=1_000_000)
-    frames: int = bounded(300, least=1, most=1_000_000)
+    frames: int = bounded(450, least=1, most=1_000_000)
 
     def __post_init__(self) -> None:
         check_options(self, "selection")

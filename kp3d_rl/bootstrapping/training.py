@@ -71,7 +71,7 @@ class DetectorTrainingConfig:
     :param augmentation: of the images.
     """
 
-    steps: int = bounded(1800, least=1, most=10_000_000)
+    steps: int = bounded(2700, least=1, most=10_000_000)
     batch_size: int = bounded(32, least=2, most=4096)
     learning_rate: float = bounded(0.02, above=0, most=1)
     augmentation: AugmentationConfig = AugmentationConfig()
