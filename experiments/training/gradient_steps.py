@@ -85,15 +85,24 @@ def make_steps(training: GradientTraining, path: Path, what: str, stop: StopRequ
     until = training.steps if until is None else min(until, training.steps)
     while training.step < until:
         if stop or time.monotonic() - saved > SAVE_EVERY:
-            write_tensors(path, training.state())
+            save(training, path, what)
             saved = time.monotonic()
         if stop:
             raise Stopped
         require_finite(training, training.advance(), path, what)
         show(training.step, training.steps, f"loss {training.loss:.3f}")
+    save(training, path, what)  # before what was learnt is judged, which takes a while
+
+
+def save(training: GradientTraining, path: Path, what: str) -> None:
+    """Write all that the coming steps depend on.
+
+    :raises UserError: where the last step broke the weights, which only the next one's loss would have shown; what was
+        saved before stays.
+    """
     if not all(bool(value.isfinite().all()) for value in training.network.parameters()):
-        require_finite(training, math.nan, path, what)  # which the next step's loss would have shown
-    write_tensors(path, training.state())  # before what was learnt is judged, which takes a while
+        require_finite(training, math.nan, path, what)
+    write_tensors(path, training.state())
 
 
 def require_finite(training: GradientTraining, loss: float, path: Path, what: str) -> None:

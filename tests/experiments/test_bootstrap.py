@@ -25,6 +25,7 @@ from experiments.bootstrapping.presets import PRESETS, expanded
 from experiments.bootstrapping.rounds import choose, film, run_round
 from experiments.options.cli import parse
 from experiments.runs import Run
+from experiments.runs.plain import read_tensors
 from experiments.training import gradient_steps
 from experiments.training.recording import StopRequest
 from kp3d_rl.bootstrapping.detector import DetectorConfig
@@ -544,3 +545,23 @@ def test_a_training_that_diverges_is_not_kept(
     with pytest.raises(UserError, match=message):
         start(workplace, "--run", f"wild-{at_the_end}")
     assert BootstrapRun.open(workplace / f"runs/hand/wild-{at_the_end}").finished_rounds() == []
+
+
+def test_weights_that_a_step_broke_do_not_replace_what_was_saved_before(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of that step is still a number: only the weights tell, and these are about to be saved."""
+    advance = rounds.DetectorTraining.advance
+
+    def diverging(training: rounds.DetectorTraining) -> float:
+        loss = advance(training)
+        if training.step == 2:
+            next(training.network.parameters()).data.fill_(torch.nan)
+        return loss
+
+    monkeypatch.setattr(rounds.DetectorTraining, "advance", diverging)
+    monkeypatch.setattr(gradient_steps, "SAVE_EVERY", -1.0)  # before each step
+    with pytest.raises(UserError, match="round 0: the loss is nan at step 2 of 3"):
+        start(workplace, "--run", "wild-between")
+    saved = read_tensors(workplace / "runs/hand/wild-between/rounds/0" / rounds.TRAINING)
+    assert saved["step"] == 1 and all(value.isfinite().all() for value in saved.values())
