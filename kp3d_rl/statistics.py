@@ -75,6 +75,38 @@ def welch_interval(first: object, second: object, confidence: float = 0.95) -> t
     return middle - half, middle + half
 
 
+def ratio_interval(first: object, second: object, confidence: float = 0.95) -> tuple[float, float]:
+    """Fieller's interval for the ratio of two means ("Some problems in interval estimation", 1954), variances apart.
+
+    It holds those ratios r for which :func:`welch_interval` of first - r * second has 0 in it.
+
+    :param first: (N,) independent results, at least 2, of a mean above 0.
+    :param second: (M,) independent results of the other, at least 2, of a mean above 0.
+    :return: (low, high) of mean(first) / mean(second): low is 0 where the first mean may be 0, high is infinite where
+        the second may; NaN twice where one has fewer than 2 results or no mean above 0.
+    """
+    first, second = np.asarray(first, np.float64).ravel(), np.asarray(second, np.float64).ravel()
+    if min(len(first), len(second)) < 2 or not min(first.mean(), second.mean()) > 0:
+        return math.nan, math.nan
+    inverse = _least_ratio(second, first, confidence)
+    return _least_ratio(first, second, confidence), 1.0 / inverse if inverse else math.inf
+
+
+def _least_ratio(first: np.ndarray, second: np.ndarray, confidence: float) -> float:
+    """The lower end of the interval for mean(first) / mean(second), by bisection; 0 where it reaches below."""
+
+    def above(ratio: float) -> bool:
+        return welch_interval(first, ratio * second, confidence)[0] > 0
+
+    outside, inside = 0.0, float(first.mean() / second.mean())
+    if not above(outside):
+        return 0.0
+    for _ in range(45):
+        middle = 0.5 * (outside + inside)
+        outside, inside = (middle, inside) if above(middle) else (outside, middle)
+    return inside
+
+
 def interquartile_mean(values: object) -> float:
     """The mean of the middle half, a quarter (rounded down) cut from either end.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.options.config import RunConfig
 from experiments.runs import ORIGIN, Run
-from kp3d_rl.statistics import interquartile_mean, welch_interval, wilson_interval
+from kp3d_rl.statistics import interquartile_mean, ratio_interval, welch_interval, wilson_interval
 
 SERIES = {
     "evaluated_success_at_end": "evaluation/success_at_end",
@@ -180,8 +180,18 @@ def success_table(records: Sequence[dict[str, Any]]) -> list[str]:
 def difference_text(first: Sequence[float], other: Sequence[float]) -> str:
     """Difference of two means with Welch's 95 % interval, in points; of single seeds there is no interval."""
     low, high = welch_interval(first, other)
-    interval = "" if np.isnan(low) else f" ({low:.0f} to {high:.0f})"
-    return f"{np.mean(first) - np.mean(other):.0f}{interval}"
+    interval = "" if np.isnan(low) else f" ({low:z.0f} to {high:z.0f})"
+    return f"{np.mean(first) - np.mean(other):z.0f}{interval}"
+
+
+def ratio_text(first: Sequence[float], other: Sequence[float]) -> str:
+    """Ratio of two means with Fieller's 95 % interval; of single seeds there is no interval, of a mean of 0 nothing."""
+    if not np.mean(other):
+        return "–"
+    low, high = ratio_interval(first, other)
+    end = f"to {high:.2f}" if np.isfinite(high) else "and more"
+    interval = "" if np.isnan(low) else f" ({low:.2f} {end})"
+    return f"{np.mean(first) / np.mean(other):.2f}{interval}"
 
 
 def area(curve: Sequence[Sequence[float]]) -> float:
@@ -209,8 +219,7 @@ def area_table(records: Sequence[dict[str, Any]]) -> list[str]:
     for name, areas in groups.items():
         ratio, difference = "", ""
         if areas is not first:
-            ratio = f"{np.mean(first) / np.mean(areas):.2f}" if np.mean(areas) else "–"
-            difference = difference_text(first, areas)
+            ratio, difference = ratio_text(first, areas), difference_text(first, areas)
         each = ", ".join(f"{value:.0f}" for value in areas)
         lines.append(
             f"| {name} | {len(areas)} | {np.mean(areas):.0f} | {interquartile_mean(areas):.0f} | {each} | "

@@ -306,7 +306,7 @@ def test_the_area_is_the_mean_over_all_steps_from_the_first_on() -> None:
 def test_the_area_table_compares_the_first_condition_with_all_others() -> None:
     _, _, default, blind, nothing = report.area_table([*RECORDS, record("nothing", 0, 0)])
     assert default == "| default | 3 | 48 | 48 | 45, 48, 50 |  |  |"
-    assert blind.startswith("| blind | 3 | 2 | 2 | 0, 5, 2 | 19.00 | 45 (39 to 51) |"), blind
+    assert blind.startswith("| blind | 3 | 2 | 2 | 0, 5, 2 | 19.00 (5.61 and more) | 45 (39 to 51) |"), blind
     assert nothing == "| nothing | 1 | 0 | 0 | 0 | – | 48 |"
     assert report.area_table([{"condition": "pretraining", "evaluated_success_at_end": []}]) == []
 

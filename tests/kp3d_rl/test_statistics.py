@@ -17,6 +17,7 @@ from kp3d_rl.statistics import (
     optimality_gap,
     performance_profile,
     probability_of_improvement,
+    ratio_interval,
     stratified_interval,
     welch_interval,
     wilson_interval,
@@ -166,3 +167,26 @@ def test_welch_agrees_with_scipy_and_covers_what_it_says() -> None:
     assert 0.93 < np.mean(covered) < 0.975
     assert welch_interval([1, 1], [0, 0]) == (1.0, 1.0)
     assert np.isnan(welch_interval([1.0], [1.0, 2.0])).all()
+
+
+def test_the_ratio_interval_holds_what_welch_does_not_refuse_and_covers_what_it_says() -> None:
+    generator = np.random.default_rng(1)
+    first, second = generator.normal(3.0, 0.4, 5), generator.normal(2.0, 0.3, 4)
+    low, high = ratio_interval(first, second, 0.9)
+    for ratio, inside in ((low, True), (high, True), (0.999 * low, False), (1.001 * high, False)):
+        differ = ttest_ind(first, ratio * second, equal_var=False).confidence_interval(0.9)
+        assert (differ.low <= 1e-9 and differ.high >= -1e-9) == inside
+    assert ratio_interval(4 * first, second, 0.9) == pytest.approx((4 * low, 4 * high))
+    assert ratio_interval(second, first, 0.9) == pytest.approx((1 / high, 1 / low))
+    draws = zip(generator.normal(3.0, 0.5, (400, 5)), generator.normal(2.0, 1.0, (400, 5)), strict=True)
+    covered = [low <= 1.5 <= high for low, high in (ratio_interval(a, b) for a, b in draws)]
+    assert 0.92 < np.mean(covered) < 0.98
+    assert ratio_interval([3.0, 3.0], [2.0, 2.0]) == pytest.approx((1.5, 1.5))
+
+
+def test_a_ratio_to_a_mean_that_may_be_zero_has_no_upper_end() -> None:
+    low, high = ratio_interval([10.0, 11.0, 12.0], [0.0, 0.1, 4.0])
+    assert 0 < low < 11 / 1.4 and high == math.inf
+    assert ratio_interval([0.0, 0.1, 4.0], [10.0, 11.0, 12.0])[0] == 0.0
+    for first, second in (([1.0], [1.0, 2.0]), ([1.0, 2.0], [0.0, 0.0]), ([-1.0, -2.0], [1.0, 2.0])):
+        assert np.isnan(ratio_interval(first, second)).all()
