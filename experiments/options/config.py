@@ -143,9 +143,10 @@ class SACConfig:
     :param learning_rate: of Adam, for actor, critics and entropy coefficient.
     :param gamma: discount.
     :param reward_scale: what rewards are multiplied by before they are learnt from. The critics' gradient grows with
-        them: where an action brings far more than 1, it drowns the auxiliary loss's in the encoder.
+        them: where an action brings far more than 1, it drowns the auxiliary loss's in the encoder. An entropy
+        coefficient that is learnt starts at it instead of 1, so that actors are asked for the same.
     :param tau: share of the critics that their targets take over per gradient step.
-    :param entropy: entropy coefficient; 0 learns it.
+    :param entropy: entropy coefficient, beside scaled rewards; 0 learns it.
     :param hidden: units of each of the two hidden layers of actor and critics.
     """
 

@@ -193,9 +193,9 @@ def _build_off_policy(config: TrainConfig, shared: dict[str, Any]) -> BaseAlgori
         gamma=sac.gamma,
         train_freq=(sac.steps, "step"),
         gradient_steps=sac.gradient_steps,
-        ent_coef=sac.entropy or "auto",
+        ent_coef=sac.entropy or f"auto_{sac.reward_scale}",  # where it starts, SB3's 1, is scaled with the rewards
         replay_buffer_class=FrameReplayBuffer,
-        replay_buffer_kwargs={"on_device": on_device(shared["env"]), "reward_scale": config.sac.reward_scale},
+        replay_buffer_kwargs={"on_device": on_device(shared["env"]), "reward_scale": sac.reward_scale},
     )
 
 

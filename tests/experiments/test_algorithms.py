@@ -53,13 +53,22 @@ def build(algorithm: str = "sac", **sac):
         ("gamma", 0.5, lambda m: m.gamma),
         ("reward_scale", 0.5, lambda m: m.replay_buffer.reward_scale),
         ("tau", 0.3, lambda m: m.tau),
-        ("entropy", 0.2, lambda m: 0.0 if m.ent_coef == "auto" else m.ent_coef),
+        ("entropy", 0.2, lambda m: 0.0 if m.ent_coef == "auto_1.0" else m.ent_coef),
         ("hidden", 24, lambda m: m.policy.actor.mu.in_features),
     ],
 )
 def test_every_option_of_sac_arrives(algorithm: str, option: str, value: float, read) -> None:
     assert read(build(algorithm, **{option: value})) == pytest.approx(value)
     assert read(build(algorithm)) != pytest.approx(value)
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "tqc"])
+def test_scaled_rewards_are_weighed_against_the_entropy_as_unscaled_ones(algorithm: str) -> None:
+    """Of an objective of which all parts are scaled alike the best policy is the same."""
+    start = build(algorithm).log_ent_coef.exp()
+    assert float(start) == pytest.approx(1.0), "SB3's"
+    assert float(build(algorithm, reward_scale=0.025).log_ent_coef.exp()) == pytest.approx(0.025)
+    assert build(algorithm, reward_scale=0.025, entropy=0.2).ent_coef == 0.2, "what is typed counts"
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac", "tqc"])
