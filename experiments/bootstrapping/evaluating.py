@@ -37,6 +37,8 @@ class EvaluateBootstrapConfig:
     :param sequences: how many; by default as many as the run was judged by.
     :param device: "auto" takes a GPU where there is one.
     :param alone: leave out the runs that are compared with this one.
+    :param turn: degrees by which each image is also seen turned, one way and the other, its confidence maps averaged
+        (test-time augmentation); 0 sees it once.
     """
 
     env: str | None = None
@@ -45,6 +47,7 @@ class EvaluateBootstrapConfig:
     sequences: int | None = bounded(None, least=1, most=10_000)
     device: str = "auto"
     alone: bool = False
+    turn: float = bounded(0.0, least=0, most=180)
 
     def __post_init__(self) -> None:
         check_options(self, "")
@@ -66,14 +69,14 @@ def main(argv: Sequence[str]) -> None:
     rows = [
         row
         for other in ([run] if config.alone else [run, *compared(run)])
-        for row in judge_rounds(other, test, len(studio.held_out), studio.subject, device)
+        for row in judge_rounds(other, test, len(studio.held_out), studio.subject, device, config.turn)
     ]
     views = found_by_views(
         run.detector(0).to(device), test, len(studio.held_out), run.config.ransac, studio.subject.groups,
         run.config.calibration_noise, needed=run.config.plausibility.least_inliers,
     )  # fmt: skip
     print("", *table(rows), "", *views_table(views), sep="\n")
-    about = {"env": run.config.env, "seed": config.seed, "sequences": count} | origin()
+    about = {"env": run.config.env, "seed": config.seed, "sequences": count, "turn": config.turn} | origin()
     record = about | {"rounds": rows, "views": views}
     write_result(run.path / "eval.json", json.dumps(record, indent=1).encode())
     print(f"\nwritten to {run.path / 'eval.json'}")
@@ -98,7 +101,7 @@ def compared(run: BootstrapRun) -> list[BootstrapRun]:
 
 
 def judge_rounds(
-    run: BootstrapRun, test: Sequence[Footage], held_out: int, subject: Subject, device: str
+    run: BootstrapRun, test: Sequence[Footage], held_out: int, subject: Subject, device: str, turn: float = 0.0
 ) -> list[dict[str, Any]]:
     """One row for each round that is over.
 
@@ -107,12 +110,13 @@ def judge_rounds(
     :param held_out: how many of their views, the first ones, they are judged by.
     :param subject: what is looked for.
     :param device: to compute on.
+    :param turn: degrees by which images are also seen turned.
     """
     rows, config = [], run.config
     show, finished = Progress(f"judging {run.path.name}", "rounds"), run.finished_rounds()
     for number in finished:
         detector = run.detector(number, len(subject.keypoints)).to(device)
-        found = judge_detector(detector, test, held_out, config.ransac, subject.groups, config.calibration_noise)
+        found = judge_detector(detector, test, held_out, config.ransac, subject.groups, config.calibration_noise, turn)
         then = run.numbers(number)
         kept = {name: then[name] for name in ("frames", "precision", "accepted") if name in then}
         about = {

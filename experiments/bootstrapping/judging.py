@@ -50,6 +50,7 @@ def judge_detector(
     ransac: RansacConfig,
     groups: Sequence[int],
     calibration_noise: float,
+    turn: float = 0.0,
 ) -> Judgement:
     """Detect in all held-out views, and triangulate from all others.
 
@@ -59,16 +60,18 @@ def judge_detector(
     :param ransac: of the triangulation.
     :param groups: of the keypoints.
     :param calibration_noise: of the cameras that are triangulated from.
+    :param turn: degrees by which images are also seen turned (:meth:`KeypointDetector.detect`).
     """
     apart, boxes, errors, wanted = [], [], [], 0
     for number, footage in enumerate(test):
         images = torch.as_tensor(footage.images)
         uv = in_sight(truth(footage)[:, :held_out].flatten(0, 1), *images.shape[2:4])
-        found = detector.detect(images[:, :held_out].flatten(0, 1))[0].cpu()
+        found = detector.detect(images[:, :held_out].flatten(0, 1), turn=turn)[0].cpu()
         apart.append((found - uv).norm(dim=-1))
         boxes.append(box_sizes(uv))
         others = images[::EVERY, held_out:]
-        where, confidence = (x.cpu().unflatten(0, others.shape[:2]) for x in detector.detect(others.flatten(0, 1)))
+        detected = detector.detect(others.flatten(0, 1), turn=turn)
+        where, confidence = (x.cpu().unflatten(0, others.shape[:2]) for x in detected)
         rig = to_rig(footage.rig).select(range(held_out, images.shape[1]))
         rig = calibrated(rig, calibration_noise, TEST_SEED + number)
         points = triangulate_robustly(rig, where, confidence, ransac, groups).points

@@ -71,7 +71,8 @@ class Job:
         """Whether the leader's evaluation is by the study's test sequences and has all detectors of this run."""
         path, run = self.leader.folder / "eval.json", BootstrapRun.open(self.folder)
         found = read_json(path) if path.is_file() else {}
-        if found.get("seed") != TEST_BLOCK or found.get("sequences") != run.config.test_sequences:
+        asked = {"seed": TEST_BLOCK, "sequences": run.config.test_sequences, "turn": 0.0}
+        if any(found.get(name, 0.0) != value for name, value in asked.items()):
             return False
         judged = {row["round"]: row.get("detector") for row in found["rounds"] if row["run"] == self.folder.name}
         return judged == {number: run.fingerprint(number) for number in run.finished_rounds()}

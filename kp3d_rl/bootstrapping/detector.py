@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -114,20 +115,48 @@ class KeypointDetector(nn.Module):
         return torch.where(inside[..., None, None], maps / total.clamp(min=1e-9), 0.0)
 
     @torch.no_grad()
-    def detect(self, images: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:
+    def detect(self, images: Tensor, batch: int = 64, turn: float = 0.0) -> tuple[Tensor, Tensor]:
         """Where the keypoints are, image by image.
 
         :param images: (N, H, W, 3) uint8.
         :param batch: of how many at once.
+        :param turn: degrees by which each image is also seen turned, one way and the other, its map the mean of all
+            three (test-time augmentation); 0 sees each once.
         :return: uv (N, K, 2) pixels, and confidences (N, K) from 0 to 1.
         """
         was_training = self.training
         self.eval()
         device, (height, width) = next(self.parameters()).device, images.shape[1:3]
-        found = [peaks(self(to_input(part.to(device))), *self.grids(height, width)) for part in images.split(batch)]
+        seen = (self._maps(to_input(part.to(device)), turn) for part in images.split(batch))
+        found = [peaks(maps, *self.grids(height, width)) for maps in seen]
         self.train(was_training)
         uv, confidence = (torch.cat(parts) for parts in zip(*found, strict=True))
         return uv, confidence
+
+    def _maps(self, images: Tensor, turn: float) -> Tensor:
+        """The maps (B, K, h, w) of images (B, 3, H, W), seen as :meth:`detect` says."""
+        maps = self(images)
+        if not turn:
+            return maps
+        for angle in (turn, -turn):
+            seen = turned(images, angle).contiguous(memory_format=torch.channels_last)
+            maps = maps + turned(self(seen).contiguous(), -angle, beyond="zeros")
+        return maps / 3
+
+
+def turned(images: Tensor, degrees: float, beyond: str = "border") -> Tensor:
+    """Images, or maps, turned about their middle, as large as before.
+
+    :param images: (B, C, H, W).
+    :param degrees: counterclockwise as one looks at them, rows downwards.
+    :param beyond: what is beyond the border: "border" goes on with it, "zeros" is nothing.
+    """
+    height, width = images.shape[-2:]
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # Where each new pixel comes from; coordinates go from -1 to 1 along either side, however long it is.
+    back = images.new_tensor([[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]])
+    grid = nn.functional.affine_grid(back.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    return nn.functional.grid_sample(images, grid, padding_mode=beyond, align_corners=False)
 
 
 def peaks(maps: Tensor, grid_rows: CellGrid, grid_cols: CellGrid) -> tuple[Tensor, Tensor]:

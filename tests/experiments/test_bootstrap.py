@@ -150,6 +150,10 @@ def test_evaluation_lists_rounds_beside_those_of_runs_that_refer_to_it(
     for row in record["rounds"][:2]:  # the same sequence as in the run, measured again
         assert row["pck"] == finished.numbers(row["round"])["pck"]
     assert len({json.dumps(row["pck"]) for row in record["rounds"] if row["round"] == 0}) == 1
+    run_in(workplace, evaluate.main, ["--run", "runs/hand/finished", "--sequences", "1", "--alone", "--turn", "12"])
+    turned = json.loads((finished.path / "eval.json").read_text())
+    assert turned["turn"] == 12 and record["turn"] == 0
+    assert turned["rounds"][1]["auc"] != record["rounds"][1]["auc"], "of the same images, each seen three times"
     arguments = ["--run", "runs/hand/finished", "--sequences", "1", "--alone", "--seed", "1"]
     run_in(workplace, evaluate.main, arguments)
     alone = json.loads((finished.path / "eval.json").read_text())["rounds"]

@@ -73,10 +73,14 @@ def test_a_study_runs_what_is_missing_and_writes_tables_and_a_picture(tiny: list
     run_in(tmp_path, evaluate.main, ["--run", "runs/hand/study-bootstrapping-1", "--sequences", "1"])
     run_in(tmp_path, study.main, arguments)
     assert len(tiny) == 7, "by other sequences than the study's it is not judged"
+    path = tmp_path / "runs/hand/study-bootstrapping-1/eval.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"turn": 5.0}))
+    run_in(tmp_path, study.main, arguments)
+    assert len(tiny) == 8, "nor by images that are seen turned, too"
     weights = tmp_path / "runs/hand/study-oracle-0/rounds/1/detector.safetensors"
     weights.write_bytes((tmp_path / "runs/hand/study-oracle-0/rounds/0/detector.safetensors").read_bytes())
     run_in(tmp_path, study.main, arguments)
-    assert len(tiny) == 8 and "study-bootstrapping-0" in tiny[7][2], "nor is a detector that is another by now"
+    assert len(tiny) == 9 and "study-bootstrapping-0" in tiny[8][2], "nor is a detector that is another by now"
     rows = json.loads((tmp_path / "docs/bootstrapping.json").read_text())["runs"]
     rounds = [(row["condition"], row["seed"], row["round"]) for row in rows if row["section"] == "rounds"]
     assert sorted(rounds) == [

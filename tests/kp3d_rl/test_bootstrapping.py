@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
-from kp3d_rl.bootstrapping.detector import STEM, DetectorConfig, KeypointDetector, peaks, to_input
+from kp3d_rl.bootstrapping.detector import STEM, DetectorConfig, KeypointDetector, peaks, to_input, turned
 from kp3d_rl.bootstrapping.plausibility import PlausibilityConfig, judge
 from kp3d_rl.bootstrapping.selection import SelectionConfig, reproject, score_frames, select_frames
 from kp3d_rl.bootstrapping.training import (
@@ -163,6 +164,40 @@ def test_a_detector_learns_to_find_and_knows_when_there_is_nothing():
     empty = torch.full((10, 48, 48, 3), 115, dtype=torch.uint8)
     assert confidence.mean() > detector.detect(empty)[1].mean() + 0.3
     assert detector.training, "detect puts the mode back"
+
+
+@pytest.mark.parametrize("side", [(40, 40), (32, 56)])
+def test_turned_images_are_those_of_another_library(side: tuple[int, int]) -> None:
+    smooth = torch.nn.functional.interpolate(torch.rand(2, 3, 5, 7), size=side, mode="bicubic")
+    for degrees in (12.0, -30.0):
+        expected = ndimage.rotate(smooth.numpy(), degrees, axes=(3, 2), reshape=False, order=1, mode="nearest")
+        assert np.abs(turned(smooth, degrees).numpy() - expected).mean() < 2e-3
+        there = turned(torch.ones_like(smooth), degrees, beyond="zeros")
+        expected = ndimage.rotate(
+            np.ones_like(smooth), degrees, axes=(3, 2), reshape=False, order=1, mode="grid-constant"
+        )
+        assert np.abs(there.numpy() - expected).mean() < 2e-3 and there.min() == 0
+        back = turned(turned(smooth, degrees), -degrees)
+        middle = (..., slice(12, -12), slice(12, -12))
+        assert (back - smooth)[middle].abs().mean() < 0.2 * smooth[middle].std()
+
+
+def test_what_only_an_upright_image_hides_is_found_where_it_is_seen_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in sees bright pixels, except in the first image that it is shown: the two turned ones tell."""
+    detector, shown = KeypointDetector(1, SMALL), []
+
+    def bright(_: KeypointDetector, images: torch.Tensor) -> torch.Tensor:
+        shown.append(images)
+        maps = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True) + 1.0, 4)
+        return maps / maps.sum((-2, -1), keepdim=True) if len(shown) % 3 != 1 else torch.zeros_like(maps)
+
+    monkeypatch.setattr(KeypointDetector, "forward", bright)
+    images = torch.zeros(1, 48, 64, 3, dtype=torch.uint8)
+    images[:, 12:20, 40:48] = 255  # its middle is at (44, 16)
+    uv, confidence = detector.detect(images, turn=15.0)
+    assert (uv - torch.tensor([44.0, 16.0])).norm() < 1.5 and confidence > 0.3 and len(shown) == 3
+    shown.clear()
+    assert detector.detect(images)[1] == 0 and len(shown) == 1
 
 
 def test_a_training_is_the_same_again_and_draws_all_images_alike():
