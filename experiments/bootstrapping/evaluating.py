@@ -38,7 +38,7 @@ class EvaluateBootstrapConfig:
     :param device: "auto" takes a GPU where there is one.
     :param alone: leave out the runs that are compared with this one.
     :param turn: degrees by which each image is also seen turned, one way and the other, its confidence maps averaged
-        (test-time augmentation); 0 sees it once.
+        (test-time augmentation); 0 sees it once. What more cameras find is always of images seen once.
     """
 
     env: str | None = None
