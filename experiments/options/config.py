@@ -108,8 +108,8 @@ class LogConfig:
 
     :param evaluate_every: environment steps between deterministic evaluations; 0 evaluates at the end only.
     :param evaluation_episodes: episodes of each of them.
-    :param checkpoint_every: environment steps between checkpoints that a run can go on from; one more is written
-        before anything else, when the warm-up is over, and at the end. 0: those alone.
+    :param checkpoint_every: environment steps between checkpoints that a run can go on from, or ten minutes if they
+        take longer; one more is written before anything else, when the warm-up is over, and at the end. 0: those alone.
     :param checkpoints_kept: how many of the newest are kept; 0 keeps all of them.
     :param checkpoints_kept_every: beside those, the first in every so many environment steps is kept; 0: none.
     :param picture_every: environment steps between pictures of views, keypoints and reconstructions.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +34,9 @@ from kp3d_rl.storage.trees import Tree, anything, require_like, require_mapping,
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What the system says when a file cannot grow."""
+LONGEST = 600.0
+"""Seconds after which a checkpoint is written though its steps are not done; about what a kill costs at most. SAC on
+a large scene takes half an hour for as many steps as PPO on a small one does in half a minute."""
 
 
 class Part(Protocol):
@@ -55,7 +59,7 @@ class CheckpointCallback(BaseCallback):
     To be listed before all other callbacks: what they do at a rollout's start comes after the checkpoint.
 
     :param run: whose ``log`` options say how often, and how many are kept. One is written before anything else, and
-        one when the warm-up is over.
+        one when the warm-up is over. Where they are written at intervals, two are at most :data:`LONGEST` apart.
     :param parts: callbacks that have a state, by name.
     :param stop: asked at every rollout's start.
     :param checkpoint: to go on from, after :func:`load_checkpoint`; None starts anew.
@@ -67,6 +71,7 @@ class CheckpointCallback(BaseCallback):
         super().__init__()
         self.run, self.parts, self.stop, self.checkpoint = run, dict(parts), stop, checkpoint
         self.rollouts, self.due = 0, 0
+        self.written = time.monotonic()
 
     @property
     def step(self) -> int:
@@ -85,7 +90,8 @@ class CheckpointCallback(BaseCallback):
             self._go_on()
         else:
             warmed_up = self.rollouts == 0 and self.step > 0
-            if self.step and (self.stop or warmed_up or (interval and self.step >= self.due)):
+            due = interval and (self.step >= self.due or time.monotonic() - self.written >= LONGEST)
+            if self.step and (self.stop or warmed_up or due):
                 self.save()
         self.rollouts += 1
         self.due = (self.step // interval + 1) * interval if interval else 0
@@ -114,6 +120,7 @@ class CheckpointCallback(BaseCallback):
             "random": save_random_state(self.model),
         }
         write_checkpoint(self.run, self.model, state, self._streams() if started else [])
+        self.written = time.monotonic()
 
     def _streams(self) -> list[Stream]:
         found = replay_streams(self.model)
@@ -126,7 +133,7 @@ class CheckpointCallback(BaseCallback):
 
     def _go_on(self, started: bool = True) -> None:
         """Put back what could not be before the callbacks had started, random numbers last."""
-        checkpoint, self.checkpoint = self.checkpoint, None
+        checkpoint, self.checkpoint, self.written = self.checkpoint, None, time.monotonic()
         state = checkpoint.state
         try:
             if started:

@@ -16,6 +16,7 @@ from agents.finite import require_finite
 from experiments.judging.evaluation import stack
 from experiments.options.config import TrainConfig
 from experiments.training.building import make_env, workers
+from experiments.training.checkpointing import LONGEST
 
 MEGABYTE = 2**20
 WORKER_MEMORY = 100 * MEGABYTE
@@ -61,10 +62,11 @@ def estimate(config: TrainConfig, model: BaseAlgorithm, folder: Path) -> Estimat
     frame = sum(value.nbytes for value in observation.values()) / len(next(iter(observation.values())))
     frames = _frames_kept(config)
     weights = 4 * sum(parameter.numel() for parameter in model.policy.parameters())
+    kept = _checkpoints_kept(config, seconds)
     return Estimate(
         seconds,
         int(resident_memory() + frames * frame + 4 * weights + (beside > 1) * beside * WORKER_MEMORY),
-        int(_checkpoints_kept(config) * 3 * weights + _frames_on_disk(config) * frame + 2 * MEGABYTE),
+        int(kept * 3 * weights + _frames_on_disk(config) * frame + 2 * MEGABYTE),
         shutil.disk_usage(folder).free,
     )
 
@@ -103,9 +105,15 @@ def _frames_on_disk(config: TrainConfig) -> int:
     return min(config.total_steps, ring + older) if ring else 0
 
 
-def _checkpoints_kept(config: TrainConfig) -> int:
-    """How many checkpoints lie on the disk together, for a moment one more than are kept."""
-    log, written = config.log, 1 + _times(config, config.log.checkpoint_every)
+def _checkpoints_kept(config: TrainConfig, seconds: float = 0.0) -> int:
+    """How many checkpoints lie on the disk together, for a moment one more than are kept.
+
+    :param config: of the run.
+    :param seconds: that it takes.
+    """
+    log = config.log
+    by_the_clock = int(seconds * log.checkpoint_every / config.total_steps / LONGEST)  # of each interval
+    written = 1 + _times(config, log.checkpoint_every) * (1 + by_the_clock)
     if log.checkpoints_kept == 0:
         return written
     return min(written, log.checkpoints_kept + 1 + (_times(config, log.checkpoints_kept_every) - 1))

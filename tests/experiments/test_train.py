@@ -22,8 +22,9 @@ from experiments import evaluate, train
 from experiments.logs.weights_and_biases import import_wandb
 from experiments.options.config import EncoderConfig, LogConfig, TrainConfig
 from experiments.runs import Run
+from experiments.training import checkpointing
 from experiments.training.building import choose_device, use_threads
-from experiments.training.estimate import _frames_on_disk, _times
+from experiments.training.estimate import _checkpoints_kept, _frames_on_disk, _times
 from experiments.training.recording import StopRequest
 from tests.experiments.conftest import TINY, run_in
 
@@ -160,6 +161,28 @@ def test_checkpoints_are_kept_as_the_options_say(tmp_path: Path) -> None:
     options = "--encoder.kind state --log.checkpoint-every 64 --log.checkpoints-kept 1 --log.checkpoints-kept-every 128"
     run_in(tmp_path, train.main, ["--run", "kept", *TINY, *options.split()])
     assert Run.open(str(tmp_path / "runs" / "reach-multiview" / "kept")).steps() == [0, 128, 192]
+
+
+@pytest.mark.parametrize(("interval", "steps"), [(100_000, [0, 64, 128, 192]), (0, [0, 192])])
+def test_where_steps_are_slow_checkpoints_come_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: int, steps: list[int]
+) -> None:
+    monkeypatch.setattr(checkpointing, "LONGEST", 0.0)
+    options = f"--encoder.kind state --log.checkpoint-every {interval} --log.checkpoints-kept 0"
+    run_in(tmp_path, train.main, ["--run", "slow", *TINY, *options.split()])
+    assert Run.open(str(tmp_path / "runs" / "reach-multiview" / "slow")).steps() == steps
+
+
+def test_checkpoints_by_the_clock_are_estimated() -> None:
+    """One before anything else, one at the end, and two intervals; in each of these, more where it takes long."""
+
+    def kept(interval: int, seconds: float) -> int:
+        log = LogConfig(checkpoint_every=interval, checkpoints_kept=0)
+        return _checkpoints_kept(TrainConfig(total_steps=10_000, log=log), seconds)
+
+    assert kept(5000, seconds=120) == 4
+    assert kept(5000, seconds=7200) == 4 + 3 * 6  # the end counts as an interval
+    assert kept(0, seconds=7200) == 2
 
 
 def test_exit_code_2_and_one_line_for_a_typing_error(tmp_path: Path) -> None:
