@@ -61,11 +61,16 @@ def welch_interval(first: object, second: object, confidence: float = 0.95) -> t
 
     :param first: (N,) independent results, at least 2.
     :param second: (M,) independent results of the other, at least 2.
-    :return: (low, high) of mean(first) - mean(second); NaN twice where one of them has fewer than 2.
+    :return: (low, high) of mean(first) - mean(second); NaN twice where one of them has fewer than 2, or where neither
+        varies: two seeds of 100 % each say nothing of how far the next ones may be apart.
     """
     first, second = np.asarray(first, np.float64).ravel(), np.asarray(second, np.float64).ravel()
-    if min(len(first), len(second)) < 2:
+    if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
         return math.nan, math.nan
+    return _welch(first, second, confidence)
+
+
+def _welch(first: np.ndarray, second: np.ndarray, confidence: float) -> tuple[float, float]:
     parts = np.array([v.var(ddof=1) / len(v) for v in (first, second)])
     middle, variance = float(first.mean() - second.mean()), float(parts.sum())
     if variance == 0:
@@ -83,10 +88,12 @@ def ratio_interval(first: object, second: object, confidence: float = 0.95) -> t
     :param first: (N,) independent results, at least 2, of a mean above 0.
     :param second: (M,) independent results of the other, at least 2, of a mean above 0.
     :return: (low, high) of mean(first) / mean(second): low is 0 where the first mean may be 0, high is infinite where
-        the second may; NaN twice where one has fewer than 2 results or no mean above 0.
+        the second may; NaN twice where one has fewer than 2 results or no mean above 0, or where neither varies.
     """
     first, second = np.asarray(first, np.float64).ravel(), np.asarray(second, np.float64).ravel()
     if min(len(first), len(second)) < 2 or not min(first.mean(), second.mean()) > 0:
+        return math.nan, math.nan
+    if np.ptp(first) == np.ptp(second) == 0:
         return math.nan, math.nan
     inverse = _least_ratio(second, first, confidence)
     return _least_ratio(first, second, confidence), 1.0 / inverse if inverse else math.inf
@@ -96,7 +103,7 @@ def _least_ratio(first: np.ndarray, second: np.ndarray, confidence: float) -> fl
     """The lower end of the interval for mean(first) / mean(second), by bisection; 0 where it reaches below."""
 
     def above(ratio: float) -> bool:
-        return welch_interval(first, ratio * second, confidence)[0] > 0
+        return _welch(first, ratio * second, confidence)[0] > 0
 
     outside, inside = 0.0, float(first.mean() / second.mean())
     if not above(outside):

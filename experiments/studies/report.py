@@ -178,7 +178,7 @@ def success_table(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def difference_text(first: Sequence[float], other: Sequence[float]) -> str:
-    """Difference of two means with Welch's 95 % interval, in points; of single seeds there is no interval."""
+    """Difference of two means with Welch's 95 % interval, in points; none of single seeds, or where nothing varies."""
     low, high = welch_interval(first, other)
     interval = "" if np.isnan(low) else f" ({low:z.0f} to {high:z.0f})"
     return f"{np.mean(first) - np.mean(other):z.0f}{interval}"

@@ -19,6 +19,7 @@ from agents.offpolicy import AuxiliarySACPolicy, PixelSACPolicy
 from agents.policies import AuxiliaryPolicy, PixelPolicy
 from agents.replay import FrameReplayBuffer
 from agents.scene import Scene
+from agents.training_state import optimizers
 from envs.errors import UserError
 from kp3d_rl.augmentation import random_crop
 from kp3d_rl.keypoint3d import Keypoint3DConfig
@@ -125,6 +126,15 @@ def test_drqv2_has_the_published_layers() -> None:
     assert features.abs().max() < 1 and torch.allclose(torch.atanh(features).mean(1), torch.zeros(2), atol=1e-4)
     assert extractor.random_shift == 4, "of 84 pixels"
     assert DrQExtractor(space(64)).random_shift == 3 and DrQExtractor(space(64), 7).random_shift == 7
+
+
+def test_drqv2_sees_pixels_around_zero() -> None:
+    """As the original, ``obs / 255 - 0.5``."""
+    extractor, seen = DrQExtractor(space()), []
+    extractor.cnn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = batch()["images"]
+    extractor.eval()({"images": images})
+    torch.testing.assert_close(seen[0], images.permute(0, 1, 4, 2, 3).flatten(1, 2) / 255.0 - 0.5)
 
 
 def off_policy(policy: type, **policy_kwargs) -> SAC:
@@ -242,6 +252,24 @@ def test_sac_carries_their_losses_once_in_a_gradient_step(extractor: type) -> No
     model = off_policy(AuxiliarySACPolicy, extractor=extractor, encoder=small)
     model.learn(48, callback=AuxiliaryCallback(AuxiliaryConfig(warmup_frames=16, warmup_steps=5)))
     assert model.policy.auxiliary.calls == 5 + model._n_updates > 8
+
+
+@pytest.mark.parametrize("extractor", [CURLExtractor, AutoencoderExtractor])
+@pytest.mark.parametrize("policy", [AuxiliaryPolicy, AuxiliarySACPolicy])
+def test_all_that_their_losses_train_is_in_one_optimizer(policy: type, extractor: type) -> None:
+    """CURL's similarity, too; its keys only follow."""
+    small = Keypoint3DConfig(keypoints=4, width=4, decoder_width=8, precision="float32")
+    if policy is AuxiliaryPolicy:
+        env = DummyVecEnv([DotEnv])
+        kwargs = {"scene": Scene.of(env), "encoder": small, "extractor": extractor}
+        model = PPO(policy, env, n_steps=8, batch_size=8, policy_kwargs=kwargs, max_grad_norm=math.inf)
+    else:
+        model = off_policy(policy, extractor=extractor, encoder=small)
+    groups = [group for optimizer in optimizers(model).values() for group in optimizer.param_groups]
+    held = [id(parameter) for group in groups for parameter in group["params"]]
+    for name, parameter in model.policy.features_extractor.named_parameters():
+        assert held.count(id(parameter)) == 1 or not parameter.requires_grad, name
+        assert parameter.requires_grad != name.startswith("key_encoder"), name
 
 
 # --- autoencoder -----------------------------------------------------------------------------------------------------

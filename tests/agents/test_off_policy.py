@@ -492,6 +492,37 @@ def test_the_warm_up_fills_the_replay_and_gives_its_frames_back(algorithm: type)
     assert model.replay_buffer.counts.sum() == 96
 
 
+class WideDotEnv(DotEnv):
+    """Its actions go from -4 to 4, and it tells which it got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Box(-4.0, 4.0, (3,), np.float32)
+        self.got: list[np.ndarray] = []
+
+    def step(self, action: np.ndarray) -> Any:
+        self.got.append(np.array(action))
+        return super().step(action / 4)
+
+
+def test_the_warm_up_stores_actions_as_the_actor_gives_them() -> None:
+    """Between -1 and 1, whatever the environment takes; SB3's own random steps are stored so, too."""
+    model = make_model(make_env=WideDotEnv)
+
+    class Watch(AuxiliaryCallback):
+        def _on_training_start(self) -> None:
+            super()._on_training_start()
+            played = np.stack([env.got for env in model.get_env().envs], 1).reshape(-1, 3)
+            stored = model.replay_buffer._get_samples(np.arange(40)).actions.numpy()
+            assert np.abs(played).max() > 2
+            assert np.allclose(np.sort(stored, 0), np.sort(played / 4, 0), atol=1e-6)
+            watched.append(len(stored))
+
+    watched: list[int] = []
+    model.learn(96, callback=Watch(AuxiliaryConfig(warmup_frames=40, warmup_steps=1, batch_size=4)))
+    assert watched == [40]
+
+
 def test_the_warm_up_leaves_normalised_environments_consistent() -> None:
     """SB3 stores the original of the last observation, so a reset has to renew that too."""
     env = VecNormalize(DummyVecEnv([DotEnv]), norm_obs_keys=["proprio"])

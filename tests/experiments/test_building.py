@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -18,6 +19,7 @@ from agents.callbacks import AuxiliaryConfig
 from agents.scene import Scene
 from agents.vec_env import NormalizeReward
 from agents.worker_env import WorkerVecEnv
+from envs import registry
 from experiments.options.config import EncoderConfig, PPOConfig, RenderConfig, TrainConfig
 from experiments.training import building
 from experiments.training.algorithms import build_model
@@ -126,6 +128,25 @@ def test_the_ray_tracer_draws_all_environments_together() -> None:
     assert isinstance(env.unwrapped, BatchVecEnv) and env.unwrapped.renderer.threads == 2
     assert not env.unwrapped.tensors and env.unwrapped.device == "cpu", "on a CPU the images are arrays"
     env.close()
+
+
+def test_runs_are_judged_on_configurations_that_training_never_sees() -> None:
+    """Meta-World's fifty and fifty; and environment i of run s begins with the episode of seed 1000 s + i."""
+    config = TrainConfig(
+        env="metaworld-reach", seed=3, encoder=EncoderConfig(kind="state"), ppo=PPOConfig(envs=2, steps=8, batch_size=8)
+    )
+    judged = building.make_env(config)
+    trained = building.make_training_env(config)
+    model = build_model(config, trained, None)
+    assert judged.unwrapped.split == "test" and set(trained.get_attr("split")) == {"train"}
+    starts = model.get_env().reset()
+    one = registry.make("metaworld-reach", observe=("state",), split="train")
+    for number in range(2):
+        expected = one.reset(seed=3 * building.SEEDS_PER_RUN + number)[0]
+        assert all(np.array_equal(starts[key][number], value) for key, value in expected.items())
+    assert not all(np.array_equal(starts[key][0], value) for key, value in one.reset(seed=7)[0].items())
+    for env in (judged, trained, one):
+        env.close()
 
 
 def test_actions_are_repeated_as_often_as_asked_for() -> None:

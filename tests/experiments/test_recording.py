@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from stable_baselines3 import PPO
@@ -12,6 +12,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.policies import KeypointPolicy
 from agents.scene import Scene
+from experiments.judging.evaluation import PERIODIC_SEED
+from experiments.training.building import SEEDS_PER_RUN
 from experiments.training.recording import Evaluator, Every, ProgressCallback
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 from tests.dotworld import DotEnv
@@ -67,6 +69,32 @@ def test_periodic_evaluation_leaves_the_training_environments_alone_and_repeats(
     evaluator.defines_success = False
     assert evaluator.describe() == f"return {evaluator.last.mean_return():.1f}"
     evaluator.close()
+
+
+class SeededEnv(DotEnv):
+    """It tells which seeds its episodes begin with."""
+
+    seeds: ClassVar[list[int | None]] = []
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        self.seeds.append(seed)
+        return super().reset(seed=seed, options=options)
+
+
+def test_periodic_evaluations_are_deterministic_and_play_no_episode_of_training() -> None:
+    asked: list[bool] = []
+
+    def predict(obs: dict, deterministic: bool) -> tuple[Any, None]:
+        asked.append(deterministic)
+        return 0 * obs["proprio"][:, :1].repeat(3, 1), None
+
+    model = SimpleNamespace(
+        policy=SimpleNamespace(predict=predict), logger=SimpleNamespace(record=lambda name, value: None)
+    )
+    Evaluator(SeededEnv, 4)(model)
+    assert all(asked) and len(asked) >= DotEnv.horizon
+    played = [seed for seed in SeededEnv.seeds if seed is not None]
+    assert len(set(played)) == 4 and min(played) >= PERIODIC_SEED > SEEDS_PER_RUN * 10_000
 
 
 class CarryingEnv(DotEnv):

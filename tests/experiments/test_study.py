@@ -45,13 +45,16 @@ def test_every_condition_is_a_valid_command_line(name: str, tmp_path: Path, monk
 @pytest.mark.parametrize("name", ["control-reach", "control-window-open"])
 def test_what_is_compared_has_equal_steps(name: str) -> None:
     """Of the task, too: whatever a preset says for some of the conditions is typed for the others."""
-    found = set()
+    found, learners = set(), set()
     for job in study.chosen(StudyConfig(name, seeds=1)):
         config = parse(TrainConfig, expanded(job.steps()[0][1:], TrainConfig))
         gamma = (config.ppo if config.algorithm == "ppo" else config.sac).gamma
         evaluated = (config.log.evaluate_every, config.log.evaluation_episodes)
         found.add((config.total_steps, config.action_repeat, gamma, *evaluated, config.image_size))
+        if config.algorithm != "ppo":
+            learners.add(dataclasses.replace(config.sac, learning_starts=0))
     assert len(found) == 1
+    assert len(learners) <= 1, "all by SAC have the same, but that a warm-up plays its first steps"
 
 
 def test_seeds_come_first_so_that_an_early_stop_leaves_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +311,9 @@ def test_the_area_table_compares_the_first_condition_with_all_others() -> None:
     assert default == "| default | 3 | 48 | 48 | 45, 48, 50 |  |  |"
     assert blind.startswith("| blind | 3 | 2 | 2 | 0, 5, 2 | 19.00 (5.61 and more) | 45 (39 to 51) |"), blind
     assert nothing == "| nothing | 1 | 0 | 0 | 0 | – | 48 |"
+    *_, skewed = report.area_table([record("skewed", seed, k) for seed, k in enumerate((0, 2, 4, 60, 100))])
+    # As rliable does, of five one is left out at each end: (1 + 2 + 30) / 3.
+    assert skewed == "| skewed | 5 | 17 | 11 | 0, 1, 2, 30, 50 |  |  |"
     assert report.area_table([{"condition": "pretraining", "evaluated_success_at_end": []}]) == []
 
 
