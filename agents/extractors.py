@@ -174,7 +174,7 @@ class KeypointExtractor(AuxiliaryExtractor):
         per_keypoint = 4 if config.dimensions == "3d" else 3 * scene.rig.num_views
         features = frame_stack(observation_space) * per_keypoint * config.keypoints
         super().__init__(observation_space, features, policy_gradient_scale)
-        self.encoder = Keypoint3D(config, scene.rig, scene.workspace)
+        self.encoder = Keypoint3D(config, scene.rig, scene.workspace, scene.cameras.moving)
         self._decoder: tuple[KeypointDecoder, ...] = ()
 
     def read_by(self, decoder: KeypointDecoder) -> None:

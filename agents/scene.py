@@ -19,8 +19,8 @@ from kp3d_rl.cameras import Rig, Workspace
 class Scene:
     """Cameras, box and background of a multi-view environment.
 
-    :param cameras: names, intrinsics (pixels) and poses (world metres) of the V cameras.
-    :param box: the workspace, world metres.
+    :param cameras: names, intrinsics (pixels) and poses (metres in the workspace's frame) of the V cameras.
+    :param box: the workspace, metres.
     :param background: (V, H, W, 3) uint8 render without anything that moves; None where cameras move.
     """
 

@@ -117,12 +117,15 @@ class Keypoint3DConfig:
 class Keypoints:
     """What the encoder says of a batch; leading dimensions B, views V, keypoints K.
 
+    Positions are in the workspace's frame: the world's, or where the workspace follows a body, with its position as the
+    origin and the world's axes.
+
     :param uv: (B, V, K, 2) pixels, each view's own: of the rig's image, also where the encoder saw a window of it.
     :param depth: (B, V, K) metres along each view's optical axis.
     :param spread: (B, V, K, 2) standard deviation of the heat map along u and v, pixels.
     :param confidence: (B, V, K) share of each view's attention, sums to 1 over K.
-    :param view_points: (B, V, K, 3) world metres, each view's own.
-    :param points: (B, K, 3) world metres, fused over the present views.
+    :param view_points: (B, V, K, 3) metres, each view's own.
+    :param points: (B, K, 3) metres, fused over the present views.
     :param present: (V,) bool, which views count.
     :param heat: (B, V, K, h, w) each view's heat maps, summing to 1, on the cells of what the encoder saw.
     :param offset: (B, V, 2) pixels, (left, top) of what the encoder saw in the rig's image.
@@ -172,13 +175,14 @@ class Keypoint3D(nn.Module):
     """Encoder: synchronized views in, 3D keypoints with confidences out.
 
     :param config: sizes and options.
-    :param rig: the cameras, (V, 3, 3) intrinsics and (V, 4, 4) poses; a moving rig's poses are given to each call.
+    :param rig: the cameras, (V, 3, 3) intrinsics and (V, 4, 4) poses.
     :param workspace: the box that the keypoints live in; bounds the depths.
+    :param moving: whether cameras move, so that each call needs their poses; those of the rig are of one instant.
     """
 
-    def __init__(self, config: Keypoint3DConfig, rig: Rig, workspace: Workspace) -> None:
+    def __init__(self, config: Keypoint3DConfig, rig: Rig, workspace: Workspace, moving: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.moving = config, moving
         networks = 1 if config.view_weights == "shared" else rig.num_views
         layers = LAYERS[config.layers]
         self.views = nn.ModuleList(
@@ -245,12 +249,14 @@ class Keypoint3D(nn.Module):
         """Find the keypoints, noise-free.
 
         :param images: (B, V, H, W, 3) uint8, all of one instant.
-        :param camera_poses: (B, V, 4, 4) world_from_camera where cameras move.
+        :param camera_poses: (B, V, 4, 4) world_from_camera, which an encoder with moving cameras has to be given.
         :param offset: (B, V, 2) pixels, (left, top) of the images in the rig's images, where they are windows of those
             (:func:`kp3d_rl.augmentation.random_shift`). What is returned is of the rig's own images: nothing after the
             encoder has to know of windows.
-        :raises ValueError: for images of another size or number of views than the rig's.
+        :raises ValueError: for images of another size or number of views than the rig's, or without poses.
         """
+        if self.moving and camera_poses is None:
+            raise ValueError("these cameras move: give their poses, (B, V, 4, 4) world_from_camera, with the images")
         expected = (self.num_views, self.height, self.width, 3)
         if tuple(images.shape[1:]) != expected:
             raise ValueError(f"images of shape {tuple(images.shape[1:])} do not fit the rig's {expected}")

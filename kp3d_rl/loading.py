@@ -23,8 +23,8 @@ def load(run: str | Path, step: int | None = None) -> Keypoint3D:
 
     :param run: run folder.
     :param step: which checkpoint; None takes the newest.
-    :return: in evaluation mode, on the CPU: (B, V, H, W, 3) uint8 views in,
-        :class:`~kp3d_rl.keypoint3d.Keypoints` out.
+    :return: in evaluation mode, on the CPU: (B, V, H, W, 3) uint8 views in, and where cameras move their poses
+        (B, V, 4, 4), :class:`~kp3d_rl.keypoint3d.Keypoints` out.
     :raises FileNotFoundError: where the folder lacks configuration, cameras or checkpoint.
     :raises ValueError: where it holds no keypoint encoder or is damaged.
     """
@@ -36,7 +36,7 @@ def load(run: str | Path, step: int | None = None) -> Keypoint3D:
         described = parse_json(read_checked(run / "rig.json", sums, name="../../rig.json"), "rig.json")
         cameras, box = described["cameras"], described["workspace"]
         rig = Rig.from_arrays(cameras["intrinsics"], cameras["world_from_camera"], cameras["height"], cameras["width"])
-        encoder = Keypoint3D(config, rig, Workspace.from_arrays(box["centre"], box["half_extents"]))
+        encoder = Keypoint3D(config, rig, Workspace.from_arrays(box["centre"], box["half_extents"]), cameras["moving"])
         data = read_checked(folder / "policy.safetensors", sums, TENSOR_LIMIT)
         weights = _of_the_encoder(parse_tensors(data, "policy.safetensors"))
         for name in SCENE_BUFFERS:

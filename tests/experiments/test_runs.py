@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -237,6 +238,19 @@ def test_encoder_loads_beside_stray_folders_and_from_runs_that_lack_newer_option
         with pytest.raises(ValueError, match="copy holds no usable keypoint encoder"):
             kp3d_rl.load(copied)
         (copied / name).write_bytes(before)
+
+
+def test_an_encoder_whose_cameras_move_asks_for_their_poses(copied: Path) -> None:
+    """Those in rig.json are of one instant: keypoints by them would be wrong and look right."""
+    rig, images = copied / "rig.json", torch.randint(0, 256, (2, 3, 32, 32, 3), dtype=torch.uint8)
+    still = kp3d_rl.load(copied)
+    rig.write_text(re.sub(r'"moving": *false', '"moving": true', rig.read_text()))
+    sign(copied / "checkpoints" / "000000160")
+    moving = kp3d_rl.load(copied)
+    with pytest.raises(ValueError, match="these cameras move: give their poses"):
+        moving(images)
+    poses = still.rig.world_from_camera.expand(2, 3, 4, 4)
+    assert torch.equal(moving(images, poses).points, still(images).points)
 
 
 def test_cameras_among_the_weights_must_be_those_of_the_run(copied: Path) -> None:
