@@ -121,6 +121,7 @@ class AuxiliaryParts(BaseModel):
     :param policy_gradient_scale: share of the policy's gradient that reaches the encoder (off-policy: the critic's).
     :param learning_rate_scale: learning rate of what the loss trains, relative to the policy's.
     :param extractor: what the policy acts on.
+    :raises UserError: for SB3's ``features_extractor_class`` in its place.
     """
 
     def __init__(
@@ -135,6 +136,9 @@ class AuxiliaryParts(BaseModel):
         extractor: type[AuxiliaryExtractor] = KeypointExtractor,
         **kwargs: Any,
     ) -> None:
+        if "features_extractor_class" in kwargs:
+            problem = "takes its encoder as 'extractor', a kind of AuxiliaryExtractor (docs/python.md)"
+            raise UserError(f"{type(self).__name__} {problem}, not as 'features_extractor_class'")
         # Before super().__init__, which calls _build; a plain value is no module and may be set this early.
         self._scene, self._learning_rate_scale = scene, learning_rate_scale
         super().__init__(

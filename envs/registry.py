@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,6 +174,10 @@ def _make_foreign(env_id: str) -> gym.Env:
     except (gym.error.Error, ImportError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"environment {env_id} cannot be made: {reason}") from error
+    except Exception as error:  # whatever somebody else's code raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        raise UserError(f"environment {env_id} cannot be made: {reason} ({place.filename}:{place.lineno})") from error
 
 
 def _gymnasium_ids() -> list[str]:
@@ -194,7 +200,10 @@ def unknown_environment(env_id: str, others: Sequence[str] = ()) -> UserError:
     if env_id.startswith(prefix):
         return unknown("environment", env_id, theirs)
     own = [known for known in registered if known not in theirs]
-    return unknown("environment", env_id, [*own, *others, *theirs], [*own, f"{prefix}<task>", *others])
+    error = unknown("environment", env_id, [*own, *others, *theirs], [*own, f"{prefix}<task>", *others])
+    if re.search(r"-v\d+$", env_id):  # as Gymnasium names them
+        return UserError(f"{error} (one that a module registers when it is imported: '<module>:{env_id}')")
+    return error
 
 
 def is_cameras_file(cameras: str | Path) -> bool:

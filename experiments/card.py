@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from envs.errors import UserError
+from envs.registry import is_cameras_file
 from experiments.options.cli import flat, parse, run_main, typed
 from experiments.options.config import TrainConfig
 from experiments.reports.page import files_of_run, template
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
 def evaluation_of(run: Run) -> dict[str, Any]:
     """How good the finished run is.
 
-    :raises UserError: where it is not finished, or was not evaluated at its end.
+    :raises UserError: where it is not finished, or was not evaluated as it is at its end.
     """
     if not run.steps() or not is_finished(run.load()):
         raise UserError(f"{run.path} is not finished: {run.command('resume')}")
@@ -86,6 +87,9 @@ def evaluation_of(run: Run) -> dict[str, Any]:
     if found.get("checkpoint") != run.checkpoints.latest():
         at = found.get("checkpoint")
         raise UserError(f"{path} is of the checkpoint at step {at}, not of the newest: {run.command('evaluate')}")
+    if found.get("reject_outliers"):
+        how = "was made with outliers left out, and a card is of the policy as it was trained"
+        raise UserError(f"{path} {how}: {run.command('evaluate')}")
     return found
 
 
@@ -177,6 +181,8 @@ def command(config: TrainConfig) -> str:
     changed = {name: value for name, value in own.items() if value != default[name]}
     for name in ("env", "run", "seed"):
         changed.pop(name, None)
+    if "cameras" in changed and is_cameras_file(config.cameras):
+        changed["cameras"] = CAMERAS  # which lies beside the card
     arguments = f' ARGS="{shlex.join(typed(changed))}"' if changed else ""
     return f"make train ENV={config.env} SEED={config.seed}{arguments}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from agents.unsupervised import UnsupervisedTrainer
 from envs.errors import UserError
 from experiments.judging.episodes import Actors
 from experiments.logs import metrics_logger
-from experiments.options.cli import parse, run_main
+from experiments.options.cli import flat, parse, run_main, typed
 from experiments.options.config import LogConfig, PretrainConfig
 from experiments.options.presets import expanded
 from experiments.runs import Run
@@ -50,6 +51,10 @@ FINAL_LEARNING_RATE = 0.1
 """Learning rate at the end, relative to the start."""
 
 
+SCENE_OPTIONS = ("cameras", "redraw", "image_size", "action_repeat")
+"""What a training on these keypoints must have alike, beside the encoder; repeated actions need not, but are meant."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Build environments, encoder and run folder, then collect frames and learn."""
     config = parse(PretrainConfig, expanded(argv, PretrainConfig))
@@ -62,8 +67,20 @@ def main(argv: Sequence[str]) -> int:
         run = Run.create(path, config, scene)
         with run.locked(), StopRequest().listening() as stop:
             pretrain(run, env, trainer, stop)
-    print(f'done: {run.path}\nnext: make probe RUN={run.path}   make train ARGS="--pretrained {run.path}"')
+    print(f"done: {run.path}\nnext: {run.command('probe')}   {next_training(run)}")
     return stop.exit_code
+
+
+def next_training(run: Run) -> str:
+    """What to type to train a policy on these keypoints: in the same scene, with an encoder of the same sizes.
+
+    :param run: of pretraining.
+    """
+    default, own = flat(PretrainConfig()), flat(run.config)
+    taken = [name for name in own if name in SCENE_OPTIONS or name.startswith("encoder.")]
+    changed = {name: own[name] for name in taken if own[name] != default[name]}
+    arguments = shlex.join(["--pretrained", str(run.path), *typed(changed)])
+    return f'make train ENV={run.config.env} ARGS="{arguments}"'
 
 
 def held_out_frames(config: PretrainConfig) -> int:

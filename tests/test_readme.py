@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from envs.cameras import load_cameras
 from experiments.pages import filled
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +32,31 @@ def test_the_script_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path:
     names: dict = {}
     exec(compile(script, "README.md", "exec"), names)
     assert names["model"].num_timesteps >= 48 and names["model"].policy.auxiliary.calls > 1
+
+
+def test_the_task_to_copy_is_one() -> None:
+    """In a process of its own, since a task stays registered."""
+    text = (ROOT / "docs" / "add-a-task.md").read_text()
+    block = textwrap.dedent(re.search(r"   ```python\n(.*?)   ```", text, re.DOTALL)[1])
+    tried = """
+from gymnasium.utils.env_checker import check_env
+from envs.registry import make
+
+env = make("touch-multiview", observe=("images", "proprio", "state"))
+check_env(env.unwrapped, skip_render_check=True)
+assert env.reset(seed=0)[0]["images"].shape == (3, 64, 64, 3)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", block + tried], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_cameras_file_to_copy_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "add-a-task.md").read_text(), re.DOTALL)
+    (tmp_path / "cameras.yaml").write_text(block)
+    cameras, workspace = load_cameras(tmp_path / "cameras.yaml")
+    assert [camera.body for camera in cameras] == [None, None, "hand", "torso"] and workspace.half_extents[2] == 0.05
 
 
 def test_links_and_pictures_exist() -> None:

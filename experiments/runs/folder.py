@@ -50,7 +50,7 @@ _FILES = (
 
 
 _KINDS = {
-    TrainConfig: 'training run, so it has no policy: train one from it with `make train ARGS="--pretrained <it>"`',
+    TrainConfig: 'training run, so it has no policy: train one with `make train ENV=<its> ARGS="--pretrained <it>"`',
     PretrainConfig: "pretraining run",
     RunConfig: "run",
 }

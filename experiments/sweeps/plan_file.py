@@ -107,6 +107,7 @@ def _options(tree: YamlTree, key: Key, value: Any) -> Options:
     valid = [option.removeprefix("--") for option in options(TrainConfig)] + ["preset"]
     for name, given in value.items():
         plain = name.replace("_", "-")
+        group, dot, last = plain.rpartition(".")
         if plain in NOT_FOR_PLANS:
             raise tree.refusal((*key, name), "is given by the plan: see environments, encoders, algorithms and seeds")
         if plain not in valid:
@@ -115,6 +116,9 @@ def _options(tree: YamlTree, key: Key, value: Any) -> Options:
             raise tree.refusal((*key, name), f"no option of trainings: {question}")
         if isinstance(given, list | dict) or given is None:
             raise tree.refusal((*key, name), f"must be a number, a text, true or false, got {shown(given)}")
+        if isinstance(given, bool) and f"{group}{dot}no-{last}" not in valid:
+            word = "on, yes or true" if given else "off, no or false"
+            raise tree.refusal((*key, name), f'is no flag, and YAML takes a plain {word} for one: write it as "…"')
     return value
 
 

@@ -37,7 +37,8 @@ def load_pretrained(policy: torch.nn.Module, config: RunConfig, scene: Scene) ->
     require_same_encoder(run, config)
     differences = run.scene().differences(scene)
     if differences:
-        raise UserError(f"pretrained run {run.path} has {differences[0]} in this environment")
+        whose = "this environment" if run.config.env == config.env else f"{config.env}; it is of {run.config.env}"
+        raise UserError(f"pretrained run {run.path} has {differences[0]} in {whose}")
     checkpoint = run.load()
     taken = (name for name in checkpoint.policy if name.startswith(PARTS) and name != OF_THE_SCENE)
     weights = {name: checkpoint.policy[name] for name in taken}

@@ -44,6 +44,22 @@ def test_unknown_environments_are_named(typed, meant):
     assert message.count("metaworld-") == 1, "our own come first, and of Meta-World's fifty none is listed"
 
 
+def test_what_a_module_registers_is_named_with_it(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"\(one that a module registers when it is imported: '<module>:Puck-v0'\)$"):
+        make("Puck-v0")
+    text = (
+        "import gymnasium\ndef entry():\n    raise AssertionError('no\\npuck')\ngymnasium.register('Puck-v0', entry)\n"
+    )
+    (tmp_path / "only_in_a_test.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as caught:
+        make("only_in_a_test:Puck-v0", cameras="envs/assets/cameras/reacher.yaml")
+    gym.registry.pop("Puck-v0")
+    assert "cannot be made: AssertionError no puck (" in str(caught.value) and "only_in_a_test.py:3)" in str(
+        caught.value
+    )
+
+
 def test_presets_are_chosen_by_name():
     env = make("reach-multiview", cameras="front, left", observe=("images",), height=16, width=16)
     assert env.rig.names == ("front", "left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -79,6 +80,9 @@ def test_the_command_trains_the_same_again(opened: Run) -> None:
     arguments = said.split('ARGS="')[1].rstrip('"').split()
     again = flat(parse(TrainConfig, ["--env", "reach-multiview", "--run", "tiny", *arguments]))
     assert again == flat(opened.config)
+    elsewhere = dataclasses.replace(opened.config, cameras="runs/reach-multiview/tiny/cameras.yaml")
+    assert "--cameras cameras.yaml " in card.command(elsewhere) + " ", "which lies beside the card"
+    assert "--cameras left,front " in card.command(dataclasses.replace(opened.config, cameras="left,front")) + " "
 
 
 def test_what_is_no_result_gets_no_card(
@@ -102,6 +106,9 @@ def test_what_is_no_result_gets_no_card(
     found = json.loads((evaluated / "eval.json").read_text())
     (evaluated / "eval.json").write_text(json.dumps(found | {"checkpoint": 64}))
     with pytest.raises(UserError, match="is of the checkpoint at step 64, not of the newest: make evaluate RUN="):
+        run_in(tmp_path, card.main, ["--run", str(evaluated)])
+    (evaluated / "eval.json").write_text(json.dumps(found | {"reject_outliers": 4.0}))
+    with pytest.raises(UserError, match="was made with outliers left out, .* as it was trained: make evaluate RUN="):
         run_in(tmp_path, card.main, ["--run", str(evaluated)])
     (evaluated / "eval.json").write_text(json.dumps(found))
     (evaluated / "videos" / "a.mp4").unlink()

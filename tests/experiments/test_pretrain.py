@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import torch
 import kp3d_rl
 from envs.errors import UserError
 from envs.tasks.reach import ReachEnv
-from experiments import pretrain
+from experiments import pretrain, train
 from experiments.options.config import PretrainConfig
 from experiments.runs import Run
 from tests.experiments.conftest import TINY_PRETRAIN, run_in
@@ -176,9 +177,29 @@ def test_signals_write_a_checkpoint_first(tmp_path: Path, number: signal.Signals
     assert (metrics.parent / "pictures" / f"{run.steps()[-1]:09d}.png").is_file()
 
 
-def test_any_gymnasium_environment_and_cameras_that_move(tmp_path: Path) -> None:
+def test_any_gymnasium_environment_and_cameras_that_move(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """And what it says to type next trains on the keypoints in that scene."""
     cameras = str(Path(__file__).with_name("wrist.yaml"))
     run_in(tmp_path, pretrain.main, [*TINY_PRETRAIN, "--env", "Reacher-v5", "--cameras", cameras, "--run", "moving"])
     run = tmp_path / "runs" / "Reacher-v5" / "moving"
     assert kp3d_rl.load(run).num_views == 2 and (run / "cameras.yaml").is_file()
     assert float(rows(run)[-1]["keypoints/view_disagreement_cm"]) > 0
+    typed = capsys.readouterr().out.rstrip().split("make train ENV=Reacher-v5 ARGS=")[1]
+    again = ["--env", "Reacher-v5", *shlex.split(typed.strip('"'))]
+    short = [
+        "--total-steps",
+        "32",
+        "--ppo.envs",
+        "2",
+        "--ppo.steps",
+        "16",
+        "--ppo.batch-size",
+        "16",
+        "--log.wandb",
+        "off",
+    ]
+    run_in(tmp_path, train.main, [*again, *short, "--log.evaluation-episodes", "1", "--run", "after"])
+    assert Run.open(str(run.with_name("after"))).steps()[-1] == 32
+    with pytest.raises(UserError, match="pretrained run .* has .* in reach-multiview; it is of Reacher-v5"):
+        own_cameras = [word for word in again[2:] if word != "--cameras" and not word.endswith(".yaml")]
+        run_in(tmp_path, train.main, [*own_cameras, *short, "--env", "reach-multiview"])

@@ -109,6 +109,7 @@ def test_the_plan_of_the_documentation_can_be_carried_out(tmp_path: Path) -> Non
         ("total-steps: 2000", "total-steps: many", "key 'options.total-steps': .*needs a whole number, got 'many'"),
         ("total-steps: 2000", "seed: 3", "key 'options.seed': is given by the plan"),
         ("total-steps: 2000", "ppo.gamma: [1.0]", "key 'options.ppo.gamma': must be a number, a text, true or false"),
+        ("total-steps: 2000", "log.wandb: off", "line 6, key 'options.log.wandb': is no flag, and YAML takes a plain"),
         ("preset: fast", "preset: fats", "key 'options.preset': .*did you mean 'fast'"),
         ("keypoints: 8", "keypoints: -8", "key 'overrides.few keypoints.encoder.keypoints': .*must be at least 1"),
         ("  plain: {}", "  few_keypoints: {}\n  few-keypoints: {}", "give runs of one name"),
