@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import mujoco
 import numpy as np
 
@@ -10,6 +12,9 @@ from envs.decimation import read_mesh
 from envs.errors import UserError
 from envs.shapes import GeomShape, is_inside, is_shown
 from envs.visual_model import VisualModel
+
+if TYPE_CHECKING:
+    from envs.multiview import MultiViewObservation
 
 _GRID = 24
 """Rays per side of an image that look for the workspace."""
@@ -36,6 +41,18 @@ def require_sight(visual: VisualModel, workspace: WorkspaceSpec) -> None:
             x, y, z = workspace.centre
             aim = f"point it at the box's centre, ({x:g}, {y:g}, {z:g})"
             raise UserError(f"camera '{camera.name}' sees nothing of the workspace: {aim}, or widen its fovy")
+
+
+def bodies_outside(env: MultiViewObservation) -> list[str]:
+    """Which of the bodies that a task names are not in the workspace box, where keypoints cannot be.
+
+    :param env: after a reset; of an environment that names no bodies, none is judged.
+    """
+    names = tuple(getattr(env.unwrapped, "probe_bodies", ()))
+    if not names:
+        return []
+    places = env.workspace.normalise(env.body_positions(names))
+    return [name for name, place in zip(names, places, strict=True) if np.abs(place).max() > 1.0]
 
 
 def _body_around(visual: VisualModel, eye: np.ndarray) -> str | None:

@@ -33,7 +33,13 @@ from experiments.options.cli import flat, parse, run_main, typed
 from experiments.options.config import LogConfig, PretrainConfig
 from experiments.options.presets import expanded
 from experiments.runs import Run
-from experiments.training.building import SEEDS_PER_RUN, choose_device, side_by_side, use_threads
+from experiments.training.building import (
+    SEEDS_PER_RUN,
+    choose_device,
+    note_of_strange_cameras,
+    side_by_side,
+    use_threads,
+)
 from experiments.training.checkpointing import disk_error
 from experiments.training.estimate import Estimate, resident_memory
 from experiments.training.pictures import keypoint_sheet, write_picture
@@ -121,6 +127,7 @@ def describe(config: PretrainConfig, env: VecEnv, scene: Scene, trainer: Unsuper
           f"{config.steps} steps of {config.batch_size}, seed {config.seed}")  # fmt: skip
     print(f"parameters: {sizes}")
     print(estimate(config, env, trainer), flush=True)
+    note_of_strange_cameras(config)
 
 
 def estimate(config: PretrainConfig, env: VecEnv, trainer: UnsupervisedTrainer, steps: int = 10) -> Estimate:

@@ -23,6 +23,7 @@ from envs.multiview import MultiViewObservation
 from experiments.options.cli import parse, run_main
 from experiments.options.config import RenderConfig
 from experiments.runs import folder_name
+from experiments.training.building import note_bodies_outside
 from experiments.video import sharp_views
 from kp3d_rl.cameras import Rig, Workspace, in_front
 from kp3d_rl.drawing import caption, draw_box, draw_marker, palette, resize, tile
@@ -69,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
     path = config.output or Path(f"preview-{folder_name(config.env)}.png")
     with contextlib.closing(make_env(config)) as env:
         env.reset(seed=config.seed)
+        note_bodies_outside(env)
         picture = preview(env, config.size)
     try:
         iio.imwrite(path, picture)

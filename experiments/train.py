@@ -29,7 +29,7 @@ from experiments.options.presets import expanded, taken
 from experiments.runs import Checkpoint, Run
 from experiments.training.algorithms import build_model, describe_replay, require_effect
 from experiments.training.bootstrapped import load_detector, with_detector
-from experiments.training.building import make_env, make_training_env, use_threads
+from experiments.training.building import make_env, make_training_env, note_of_strange_cameras, use_threads
 from experiments.training.checkpointing import CheckpointCallback, Stopped, disk_error, save_finished
 from experiments.training.estimate import estimate
 from experiments.training.pictures import save_picture
@@ -102,6 +102,11 @@ def describe(config: TrainConfig, model: BaseAlgorithm, scene: Scene | None) -> 
     print(f"{config.env}: {name} on {config.encoder.kind} from {views}, {config.total_steps} steps, seed {config.seed}")
     print(f"parameters: {total} (" + ", ".join(f"{name} {count}" for name, count in sizes.items() if count) + ")")
     print(estimate(config, model, Path.cwd()), flush=True)
+    if scene is not None:
+        note_of_strange_cameras(config)
+    if config.algorithm != "ppo" and config.sac.learning_starts >= config.total_steps:
+        starts = f"step {config.sac.learning_starts} (--sac.learning-starts)"
+        print(f"note: {config.algorithm.upper()} learns from {starts} on, when this run is over", file=sys.stderr)
 
 
 def train(run: Run, model: BaseAlgorithm, stop: StopRequest, checkpoint: Checkpoint | None = None) -> int:

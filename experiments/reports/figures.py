@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255", "#997700", "#994455")
 """Paul Tol's bright scheme, told apart also by who sees colours otherwise, and more of his."""
 DASHES = ("-", "--", ":", "-.")
+LABEL = 44
+"""Letters in a line of a method's name; names made of many options take several lines."""
+LETTERS = 13
+"""Letters of a legend to an inch, about."""
+LINE = 0.17
+"""Inches of a line of a legend."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -67,7 +74,7 @@ def curves_figure(gathered: Gathered, by_minutes: bool = False) -> Figure | None
         return None
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = new_figure(1.5 + 4.2 * columns, 3.3 * rows + 0.4 * -(-len(gathered.methods) // 4))
+    figure = new_figure(1.5 + 4.2 * columns, 3.3 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, (env, found) in zip(axes, panels.items(), strict=False):
         for number, method in enumerate(gathered.methods):
@@ -84,16 +91,25 @@ def curves_figure(gathered: Gathered, by_minutes: bool = False) -> Figure | None
 
 
 def add_legend(figure: Figure, panels: Sequence[Any]) -> None:
-    """One legend of all panels, below them."""
+    """One legend of all panels, below them, for which the figure grows."""
     found = [pair for panel in panels for pair in zip(*panel.get_legend_handles_labels(), strict=True)]
     by_label = {label: handle for handle, label in found}
-    place = {"loc": "outside lower center", "ncols": min(4, len(by_label)), "frameon": False}
+    widest = max(len(line) for label in by_label for line in label.splitlines()) + 8  # and a sample of the line
+    columns = max(1, min(4, len(by_label), int(figure.get_figwidth() * LETTERS / widest)))
+    lines = sum(label.count("\n") + 1.3 for label in by_label) / columns
+    figure.set_figheight(figure.get_figheight() + 0.2 + LINE * lines)
+    place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
     figure.legend(by_label.values(), by_label.keys(), **place)
+
+
+def in_lines(method: str) -> str:
+    """A method's name as figures have it."""
+    return textwrap.fill(method, LABEL)
 
 
 def draw_band(panel: Any, band: Band, style: dict[str, Any], label: str, factor: float = 1.0) -> None:
     """A curve and its band."""
-    panel.plot(band.x, factor * band.y, linewidth=2, label=label, **style)
+    panel.plot(band.x, factor * band.y, linewidth=2, label=in_lines(label), **style)
     if (band.low != band.high).any():
         panel.fill_between(band.x, factor * band.low, factor * band.high, color=style["color"], alpha=0.18, linewidth=0)
 
@@ -115,7 +131,7 @@ def aggregates_figure(tables: dict[str, np.ndarray], order: Sequence[str]) -> Fi
     for panel, name in zip(panels, STATISTICS, strict=True):
         panel.set(title=name, xlim=(-0.03, 1.03))
         panel.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(tables)), tables)
+    panels[0].set_yticks(range(len(tables)), [in_lines(method) for method in tables])
     panels[0].invert_yaxis()
     return figure
 
@@ -151,8 +167,8 @@ def improvements_figure(tables: dict[str, np.ndarray]) -> Figure | None:
         panel.barh(row, value.high - value.low, left=value.low, height=0.6, color=COLOURS[0], alpha=0.4)
         panel.plot([value.value] * 2, [row - 0.3, row + 0.3], color=COLOURS[0], linewidth=2.5)
     panel.axvline(0.5, color="black", linewidth=1, linestyle=":")
-    panel.set(xlim=(-0.03, 1.03), xlabel=f"probability that {found[0][0]} beats …")
-    panel.set_yticks(range(len(found)), [other for _, other, _ in found])
+    panel.set(xlim=(-0.03, 1.03), xlabel=in_lines(f"probability that {found[0][0]} beats …"))
+    panel.set_yticks(range(len(found)), [in_lines(other) for _, other, _ in found])
     panel.invert_yaxis()
     panel.grid(axis="x", alpha=0.3)
     return figure

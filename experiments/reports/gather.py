@@ -114,9 +114,9 @@ def gather(sources: Sequence[Path]) -> Gathered:
                 results.append(found)
             else:
                 left_out.append(f"{found.label}: is named twice")
-    results = told_apart(named_methods(results))
-    kept, different = comparable(results)
-    left_out += different
+    alike, different = of_one_kind(results)
+    kept, twice = once_per_seed(told_apart(named_methods(alike)))
+    left_out += different + twice
     if not kept:
         reasons = f": {'; '.join(left_out[:3])}" if left_out else ""
         raise UserError(f"nothing to report in {', '.join(map(str, sources))}{reasons}")
@@ -303,13 +303,13 @@ def differing(options: Sequence[dict[str, Any]]) -> list[str]:
     return [name for name in told if len({value(some, name) for some in options}) > 1]
 
 
-def comparable(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
+def of_one_kind(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
     """Results that can be compared, and lines about the others.
 
     Of each task those stay whose number of steps, repetition of actions, views and so on most have, and what a plan
-    compares on purpose; of runs of one method and seed on a task the first stays.
+    compares on purpose.
 
-    :param results: with methods.
+    :param results: of all sources.
     """
     kept, left_out = [], []
     for env in dict.fromkeys(result.env for result in results):
@@ -322,14 +322,22 @@ def comparable(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
                     if (own := repr(result.options.get(name))) != usual:
                         here.remove(result)
                         left_out.append(f"{result.label}: has {name} {own}, most runs of {env} have {usual}")
-        seen: set[tuple[str, int]] = set()
-        for result in here:
-            if (result.method, result.seed) in seen:
-                left_out.append(f"{result.label}: another run of {result.method} on {env} has seed {result.seed}, too")
-                continue
-            seen.add((result.method, result.seed))
-            kept.append(result)
+        kept += here
     return kept, left_out
+
+
+def once_per_seed(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Of runs of one method and seed on a task the first, and lines about the others.
+
+    :param results: with methods.
+    """
+    kept: dict[tuple[str, str, int], Result] = {}
+    left_out = []
+    for result in results:
+        if kept.setdefault((result.env, result.method, result.seed), result) is not result:
+            what = f"another run of {result.method} on {result.env} has seed {result.seed}, too"
+            left_out.append(f"{result.label}: {what}")
+    return list(kept.values()), left_out
 
 
 def to_json(gathered: Gathered) -> str:

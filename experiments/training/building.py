@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 import gymnasium as gym
@@ -19,6 +20,7 @@ from agents.vec_env import NormalizeReward, make_vec_env, watched_over
 from envs import registry, remote
 from envs.errors import UserError
 from envs.renderers import chosen_backend
+from envs.sight import bodies_outside
 from experiments.options.config import RunConfig, TrainConfig
 from experiments.runs import Checkpoint, Run
 
@@ -115,6 +117,27 @@ def on_nodes(config: RunConfig, count: int, address: str) -> VecEnv:
         backend = chosen_backend(config.render.backend)
         config = dataclasses.replace(config, render=dataclasses.replace(config.render, backend=backend))
     return make_vec_env([constructor(config, "train")] * count, workers=asked, remote=True)
+
+
+def note_of_strange_cameras(config: RunConfig) -> None:
+    """Look once at what a file of cameras leaves out, for it may be of another task.
+
+    :param config: of the run; the task's own cameras are not judged.
+    """
+    if config.cameras is not None and registry.is_cameras_file(config.cameras):
+        with contextlib.closing(make_env(config)) as env:
+            env.reset(seed=0)
+            note_bodies_outside(env)
+
+
+def note_bodies_outside(env: gym.Env) -> None:
+    """Say which of the task's bodies no keypoint can sit on.
+
+    :param env: after a reset.
+    """
+    if outside := bodies_outside(env):
+        names = ", ".join(f"'{name}'" for name in outside)
+        print(f"note: outside of the workspace box at the start, where no keypoint can be: {names}", file=sys.stderr)
 
 
 def choose_device(name: str) -> str:

@@ -168,6 +168,18 @@ def test_the_replay_says_its_size_first_and_must_fit(
     assert "\n" not in str(error.value)
 
 
+def test_a_run_that_ends_before_it_learns_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(train, "estimate", lambda *_: "soon done")
+    short = dataclasses.replace(SMALL, total_steps=300)
+    for starts, said in ((300, True), (299, False)):
+        config = dataclasses.replace(short, sac=dataclasses.replace(SMALL.sac, learning_starts=starts))
+        train.describe(config, build(), None)
+        note = "SAC learns from step 300 (--sac.learning-starts) on, when this run is over"
+        assert (note in capsys.readouterr().err) == said
+
+
 def test_the_replay_is_never_larger_than_the_run() -> None:
     config = dataclasses.replace(SMALL, total_steps=40)
     assert describe_replay(config, DummyVecEnv([functools.partial(DotEnv, dot_scene())])).startswith("replay: 40 ")

@@ -1,6 +1,7 @@
 """Preview pictures: markers and box lie where the cameras see them; errors take one line and write nothing."""
 
 import contextlib
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 
 from envs import registry
 from envs.errors import UserError
+from experiments.options.config import PretrainConfig
 from experiments.preview import lens, main, marked, merged, visible
+from experiments.training.building import note_of_strange_cameras
 from kp3d_rl.cameras import Rig, Workspace, look_at
 from kp3d_rl.drawing import caption, palette
 
@@ -88,6 +91,22 @@ def test_any_gymnasium_environment_with_cameras(tmp_path, capsys):
     picture = iio.imread(path)
     assert picture.shape[1] == 3 * 192 + 2 * GAP and picture.shape[0] > 2 * 192
     assert (np.abs(picture.astype(int) - palette(1)[0]) < 40).all(-1).sum() > 10, "the torso is marked"
+
+
+def test_what_a_box_leaves_out_is_told(tmp_path, capsys):
+    """Cameras of another task are good ones, as far as they can be judged by themselves."""
+    strange = str(Path(ANT).with_name("reacher.yaml"))
+    config = PretrainConfig(cameras=strange, image_size=32)
+    for look in (
+        lambda: main(["--cameras", strange, "--output", str(tmp_path / "a.png")]),
+        lambda: note_of_strange_cameras(config),
+    ):
+        look()
+        said = capsys.readouterr().err
+        assert "outside of the workspace box at the start, where no keypoint can be: 'end_effector', 'target'" in said
+    main(["--output", str(tmp_path / "b.png")])
+    note_of_strange_cameras(PretrainConfig(image_size=32))
+    assert "outside" not in capsys.readouterr().err
 
 
 def test_bodies_at_one_place_share_a_marker():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from envs.errors import UserError
 from experiments import evaluate, report
@@ -24,7 +25,16 @@ from experiments.reports.compare import (
     steps_to,
     tables_of_scores,
 )
-from experiments.reports.gather import Gathered, Result, comparable, differing, gather, named_methods, told_apart
+from experiments.reports.gather import (
+    Gathered,
+    Result,
+    differing,
+    gather,
+    named_methods,
+    of_one_kind,
+    once_per_seed,
+    told_apart,
+)
 from experiments.reports.page import MOST_MEDIA, all_media, page
 from kp3d_rl.statistics import interquartile_mean
 from tests.experiments.conftest import run_in
@@ -158,7 +168,7 @@ def test_methods_of_one_name_in_sweeps_of_other_options_are_told_apart() -> None
 def test_what_a_plan_compares_on_purpose_stays() -> None:
     runs = [result(seed=seed, options=options(), plan="p") for seed in range(3)]
     far = result(method="far views", options=options(cameras="left,right"), plan="p")
-    assert comparable([*runs, far]) == ([*runs, far], [])
+    assert of_one_kind([*runs, far]) == once_per_seed([*runs, far]) == ([*runs, far], [])
     table = tables.options_table(of(*runs, far))
     assert table.heads == ("task", "method", "cameras") and table.rows[1] == ("reach", "far views", "left,right")
 
@@ -166,12 +176,11 @@ def test_what_a_plan_compares_on_purpose_stays() -> None:
 def test_what_differs_in_task_or_is_there_twice_is_left_out_with_a_line() -> None:
     runs = [result(seed=seed, options=options()) for seed in range(3)]
     runs += [result(seed=3, options=options(total_steps=800)), result(seed=1, options=options(), label="again")]
-    kept, lines = comparable(runs)
+    alike, lines = of_one_kind(runs)
+    assert lines == ["reach/ours-3: has total_steps 800, most runs of reach have 400"]
+    kept, lines = once_per_seed(alike)
     assert [r.seed for r in kept] == [0, 1, 2]
-    assert lines == [
-        "reach/ours-3: has total_steps 800, most runs of reach have 400",
-        "again: another run of ours on reach has seed 1, too",
-    ]
+    assert lines == ["again: another run of ours on reach has seed 1, too"]
 
 
 @pytest.fixture
@@ -316,6 +325,20 @@ def test_pictures_beyond_the_limit_are_left_out_and_told(tmp_path: Path) -> None
     media, lines = all_media(of(result(folder=tmp_path)))
     assert [medium.caption for medium in media] == ["ours on reach, seed 0: probe"]
     assert lines == [f"{large}: the page would have more than 60 MB of pictures and videos"]
+
+
+def test_legends_of_long_names_stay_within_the_figure() -> None:
+    long = " ".join(f"encoder.option-{number} {number}.25" for number in range(12))
+    for methods in ([long, f"other {long}"], ["a", "b", "c", "d", "e"]):
+        curve = tuple((100.0 * n, 0.2 * n) for n in range(1, 6))
+        drawn = [result(method=method, seed=seed, curve=curve) for method in methods for seed in range(2)]
+        figure = figures.curves_figure(of(*drawn))
+        FigureCanvasAgg(figure).draw()
+        (legend,), renderer = figure.legends, figure.canvas.get_renderer()
+        inside, whole = legend.get_window_extent(renderer), figure.bbox
+        assert inside.x0 >= 0 and inside.x1 <= whole.x1 and inside.y0 >= 0, methods
+        axes = figure.axes[0].get_window_extent(renderer)
+        assert axes.height > 0.5 * 3.3 * figure.dpi and axes.y0 > inside.y1
 
 
 def test_what_no_run_has_is_not_drawn() -> None:
