@@ -41,18 +41,13 @@ from experiments.training.building import (
     use_threads,
 )
 from experiments.training.checkpointing import disk_error
+from experiments.training.collecting import ENVS, HELD_OUT_STRIDE, collect_frames, held_out_frames
 from experiments.training.estimate import Estimate, resident_memory
 from experiments.training.pictures import keypoint_sheet, write_picture
 from experiments.training.progress import Progress
 from experiments.training.recording import StopRequest
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 
-ENVS = 8
-"""Environments side by side, as in training: so many episodes are seen even where episodes are long."""
-HELD_OUT_FRAMES = 256
-"""Frames of episodes of their own, on which quality is measured; of short pretrainings fewer."""
-HELD_OUT_STRIDE = 4
-"""Every so manieth frame of those episodes is taken, so that more episodes are seen."""
 FINAL_LEARNING_RATE = 0.1
 """Learning rate at the end, relative to the start."""
 
@@ -87,11 +82,6 @@ def next_training(run: Run) -> str:
     changed = {name: own[name] for name in taken if own[name] != default[name]}
     arguments = shlex.join(["--pretrained", str(run.path), *typed(changed)])
     return f'make train ENV={run.config.env} ARGS="{arguments}"'
-
-
-def held_out_frames(config: PretrainConfig) -> int:
-    """How many frames are measured on, beside those that are trained on."""
-    return min(HELD_OUT_FRAMES, math.ceil(config.frames / 8))
 
 
 def build_trainer(config: PretrainConfig, env: VecEnv, scene: Scene) -> UnsupervisedTrainer:
@@ -187,36 +177,6 @@ def pretrain(run: Run, env: VecEnv, trainer: UnsupervisedTrainer, stop: StopRequ
             ) from error
         except OSError as error:
             raise disk_error(run, learning.step, error, "pretrain again") from error
-
-
-def collect_frames(config: PretrainConfig, env: VecEnv, trainer: UnsupervisedTrainer, stop: StopRequest) -> Frames:
-    """Play the episodes that are trained on, and others to measure on.
-
-    :param config: says how many frames, and who acts.
-    :param env: its environments.
-    :param trainer: gets the frames to train on.
-    :param stop: set by a signal.
-    :return: the frames that are not trained on.
-    """
-    show, kept = Progress("collecting frames", "frames"), []
-    apart = held_out_frames(config) * HELD_OUT_STRIDE
-    for number, frames in enumerate((apart, config.frames)):
-        # The first N environments' seeds are those of training; these episodes are neither theirs nor each other's.
-        env.seed(SEEDS_PER_RUN * config.seed + (1 - number) * SEEDS_PER_RUN // 2)
-        env.reset()
-        actors = Actors(config.policy, env, SEEDS_PER_RUN * config.seed + number)
-        for step in range(math.ceil(frames / env.num_envs)):
-            if stop and step:
-                break
-            observation = env.step(actors(step))[0]
-            if number == 1:
-                trainer.add(observation)
-            elif step % HELD_OUT_STRIDE == 0:
-                kept.append(
-                    {key: torch.as_tensor(observation[key]).cpu().numpy().copy() for key in trainer.frames.keys}
-                )
-            show((step + 1) * env.num_envs + number * apart, apart + config.frames)
-    return {key: np.concatenate([frames[key] for frames in kept]) for key in kept[0]}
 
 
 class Learning:

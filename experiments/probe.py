@@ -32,6 +32,7 @@ from experiments.provenance import origin
 from experiments.runs import Run
 from experiments.training.algorithms import load_policy
 from experiments.training.building import choose_device, make_env, require_same_scene, use_threads
+from experiments.training.collecting import training_frames
 from experiments.training.progress import Progress
 from kp3d_rl.keypoint3d import Keypoint3D
 from kp3d_rl.metrics import EpisodeSplit, split_episodes
@@ -41,6 +42,8 @@ PROBE_SEED = 30_000_000
 
 COLUMNS = 5
 """Instants in the picture."""
+AUTOENCODER_STEPS = 1500
+"""On the probe's own 2250 frames; they take a few minutes, and it gains little after."""
 STILL = 1e-3
 """Centimetres of error below which a body has not moved, so that there is nothing to find."""
 VIEW_PIXELS = 224
@@ -64,8 +67,9 @@ class ProbeConfig:
     :param confident: fused confidence from which on a keypoint counts; 1 is an average one.
     :param radius: centimetres to a body, within which a keypoint sits on it.
     :param random_encoders: untrained encoders to compare with; 0 leaves them out.
-    :param autoencoder_steps: gradient steps of the plain autoencoder to compare with, on the frames of the episodes
-        that fit the probe; 1500 take a few minutes, and it gains little after; 0 leaves it out.
+    :param autoencoder_steps: gradient steps of the plain autoencoder to compare with; 0 leaves it out. Of a
+        pretraining it is trained on the very frames of the run, by default for as many steps; of a training, whose
+        frames depend on its policy, on those of the episodes that fit the probe, by default for 1500.
     :param device: "auto" takes a GPU where there is one.
     """
 
@@ -81,7 +85,7 @@ class ProbeConfig:
     confident: float = 0.5
     radius: float = 5.0
     random_encoders: int = 3
-    autoencoder_steps: int = 1500
+    autoencoder_steps: int | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -91,7 +95,7 @@ class ProbeConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("confident", "radius", "random_encoders", "autoencoder_steps"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     @property
@@ -134,9 +138,10 @@ def main(argv: Sequence[str]) -> None:
         bodies = probed_bodies(config, env)
         act = actions(config, run, step, env)
         episodes = play(config, env, act, bodies)
-        findings = measure(config, encoder.to(choose_device(config.device)), env, episodes, bodies)
+        against = baselines(config, run)
+        findings = measure(config, encoder.to(choose_device(config.device)), env, episodes, bodies, against)
         picture = draw(config, encoder, env, act, findings, f"{run.path.name}, step {step}")
-    write(run, config, argv, step, findings)
+    write(run, config, argv, step, findings, against)
     write_result(run.path / "probe.png", iio.imwrite("<bytes>", picture, extension=".png"))
     print("\n".join([f"{run.path}, checkpoint {step}", *table(config, findings)]))
     print(f"\nwritten to {run.path}/probe.json and probe.png")
@@ -200,20 +205,38 @@ def play(config: ProbeConfig, env: gym.Env, act: Callable[[int, int], Act], bodi
     return collect(env, config.seeds, act, config.steps, config.frames, names, show, blind)
 
 
+def baselines(config: ProbeConfig, run: Run) -> Baselines:
+    """What keypoints are compared with: of a pretraining, an autoencoder that saw as much.
+
+    :param run: whose frames may be played again.
+    """
+    steps, frames = config.autoencoder_steps, None
+    if isinstance(run.config, PretrainConfig):
+        steps = run.config.steps if steps is None else steps
+        frames = training_frames(run.config) if steps else None
+    steps = AUTOENCODER_STEPS if steps is None else steps
+    return Baselines(config.random_encoders, steps, frames, config.seed)
+
+
 def measure(
-    config: ProbeConfig, encoder: Keypoint3D, env: gym.Env, episodes: Episodes, bodies: Sequence[str]
+    config: ProbeConfig,
+    encoder: Keypoint3D,
+    env: gym.Env,
+    episodes: Episodes,
+    bodies: Sequence[str],
+    against: Baselines,
 ) -> Findings:
     """Probe, compare, and see what sits on what.
 
     :param encoder: on the device where it is to run.
     :param episodes: that were played in ``env``.
     :param bodies: to look for.
+    :param against: what the keypoints are compared with.
     """
     found = find(make_extractor(env, encoder), episodes)
     split = split_of(config, env)
-    baselines = Baselines(config.random_encoders, config.autoencoder_steps, config.seed)
     show = Progress("training the plain autoencoder", "steps")
-    errors = probe_errors(found, encoder, env, episodes, bodies, split, baselines, show)
+    errors = probe_errors(found, encoder, env, episodes, bodies, split, against, show)
     flat = encoder.config.dimensions == "2d"
     sits = None if flat else sitting(found, episodes, config.confident)
     return Findings(tuple(bodies), errors, sits, len(split.test))
@@ -313,16 +336,22 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     ]
 
 
-def write(run: Run, config: ProbeConfig, argv: Sequence[str], step: int, findings: Findings) -> None:
+def write(
+    run: Run, config: ProbeConfig, argv: Sequence[str], step: int, findings: Findings, against: Baselines
+) -> None:
     """Everything that was found, with command, seed, commit and machine, as ``probe.json``; never half of it.
 
     :param run: whose folder it goes to.
     :param argv: the arguments that were given.
     :param step: of the checkpoint.
+    :param against: what the keypoints were compared with.
     """
     command = shlex.join(["python", "-m", "experiments.probe", *argv])
     record = {"command": command, "env": run.config.env, "run": run.path.name, "checkpoint": step} | origin()
     record |= {name: getattr(config, name) for name in ("seed", "episodes", "steps", "frames", "policy")}
+    if against.autoencoder_steps:
+        frames = "of the probe" if against.frames is None else len(against.frames)
+        record["autoencoder"] = {"steps": against.autoencoder_steps, "frames": frames}
     record["probe_error_cm"] = {
         body: {name: number_or_none(values[number]) for name, values in findings.errors.items()}
         for number, body in enumerate(findings.bodies)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -42,11 +42,14 @@ class Baselines:
 
     :param random_encoders: fresh encoders of the same configuration, whose mean error is taken; 0 leaves them out.
     :param autoencoder_steps: gradient steps of the plain autoencoder; 0 leaves it out.
+    :param frames: (N, V, H, W, 3) uint8 that the autoencoder is trained on; None takes those of the episodes that fit
+        the probe.
     :param seed: of their weights and batches.
     """
 
     random_encoders: int = 3
     autoencoder_steps: int = 1500
+    frames: Tensor | None = field(default=None, repr=False)
     seed: int = 0
 
 
@@ -180,7 +183,7 @@ def probe_errors(
     :param env: gives observation space and background.
     :param episodes: E of T instants.
     :param bodies: B names.
-    :param split: which episodes fit and which judge; the autoencoder is trained on the former's frames.
+    :param split: which episodes fit and which judge.
     :param baselines: what to compare with.
     :param on_step: told how many of how many steps of the autoencoder are done.
     :return: (B,) mean errors on the held-out episodes, cm, by name; ``keypoints`` first. :data:`FIRST_BODY` has NaN for
@@ -214,12 +217,12 @@ def latents(
     baselines: Baselines,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """Train an autoencoder on the training episodes and encode all.
+    """Train an autoencoder on the baselines' frames, or the episodes that fit the probe, and encode all episodes.
 
     :return: (E, T, F) its bottleneck.
     """
     images, device = torch.as_tensor(episodes.images), autoencoder.to_latent.weight.device
-    frames = images[torch.as_tensor(split.train)].flatten(0, 1)
+    frames = images[torch.as_tensor(split.train)].flatten(0, 1) if baselines.frames is None else baselines.frames
     train_autoencoder(autoencoder, frames, baselines.autoencoder_steps, seed=baselines.seed, on_step=on_step)
     with torch.no_grad():
         encoded = [autoencoder.encode(part.to(device)).cpu() for part in images.flatten(0, 1).split(CHUNK)]

@@ -22,7 +22,8 @@ from agents.vec_env import watched_over
 from envs import registry
 from envs.errors import UserError
 from experiments.options.config import PretrainConfig
-from experiments.pretrain import build_trainer, collect_frames
+from experiments.pretrain import build_trainer
+from experiments.training.collecting import collect_frames
 from experiments.training.recording import StopRequest
 from kp3d_rl.keypoint3d import Keypoint3DConfig
 from tests.counting import CountingEnv

@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import mujoco
@@ -26,7 +27,9 @@ from experiments.judging.representation import Baselines, Found, find, make_extr
 from experiments.options.config import RunConfig
 from experiments.probe import ProbeConfig
 from experiments.runs import Run
-from experiments.training.building import SEEDS_PER_RUN, make_env
+from experiments.training.building import SEEDS_PER_RUN, make_env, side_by_side
+from experiments.training.collecting import ENVS, collect_frames
+from experiments.training.recording import StopRequest
 from kp3d_rl.metrics import constant_probe, ridge_probe, split_episodes
 from tests.experiments.conftest import TINY_PRETRAIN, run_in
 
@@ -155,6 +158,38 @@ def test_baselines_are_fresh_weights_and_a_trained_autoencoder(tiny_pretrained: 
     again = errors(random_encoders=2, autoencoder_steps=2)
     assert all(again[name] == both[name] for name in both)
     env.close()
+
+
+def test_of_a_pretraining_the_autoencoder_sees_what_the_keypoints_saw(tiny_run: Path, tiny_pretrained: Path) -> None:
+    """The very frames of the run, for as many steps; of a training those of the probe."""
+    run = Run.open(str(tiny_pretrained), kind=RunConfig)
+    seen: list[np.ndarray] = []
+    trainer = SimpleNamespace(
+        frames=SimpleNamespace(keys=("images",)), add=lambda observation: seen.append(observation["images"].copy())
+    )
+    with contextlib.closing(side_by_side(run.config, ENVS)) as env:
+        held_out = collect_frames(run.config, env, trainer, StopRequest())["images"]
+    against = probe.baselines(probe.ProbeConfig(), run)
+    assert (against.autoencoder_steps, len(against.frames)) == (run.config.steps, run.config.frames)
+    assert np.array_equal(against.frames, np.concatenate(seen))
+    assert not any(np.array_equal(frame, other) for frame in held_out for other in seen[0])
+    assert probe.baselines(probe.ProbeConfig(autoencoder_steps=0), run).frames is None, "which takes minutes"
+    of_training = probe.baselines(probe.ProbeConfig(), Run.open(str(tiny_run)))
+    assert (of_training.autoencoder_steps, of_training.frames) == (1500, None)
+
+
+def test_the_autoencoder_is_trained_on_the_frames_that_it_is_given(tiny_pretrained: Path) -> None:
+    run, encoder = Run.open(str(tiny_pretrained), kind=RunConfig), kp3d_rl.load(tiny_pretrained)
+    with contextlib.closing(make_env(run.config)) as env:
+        names = visible_bodies(env, ["target"])
+        episodes = collect(env, range(6), lambda seed, number: behaviour("random", env, seed, number), 6, 4, names)
+        found, split = find(make_extractor(env, encoder), episodes), split_episodes(6)
+        own = torch.as_tensor(episodes.images)[torch.as_tensor(split.train)].flatten(0, 1)
+        errors = [
+            probe_errors(found, encoder, env, episodes, ["target"], split, Baselines(0, 3, frames))["autoencoder"][0]
+            for frames in (None, own, 255 - own)
+        ]
+    assert errors[0] == errors[1] != errors[2]
 
 
 def test_the_first_bodys_true_place_tells_of_what_goes_with_it(tiny_pretrained: Path) -> None:
