@@ -91,11 +91,12 @@ doctor: setup ## versions, renderer, speed, and what to fix
 	@exec $(PYTHON) -m experiments.doctor $(ARGS)
 
 test: setup ## all tests, and 90 % coverage of kp3d_rl and agents; some of them: make test ARGS=tests/envs
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 exec $(PYTHON) -m pytest -n $(WORKERS) \
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 exec $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal \
 		$(or $(ARGS),--cov --cov-fail-under=90)
 
 test-all: setup ## the same with every registered task where make test takes a few: an hour
-	@KP3D_TEST_ALL=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 exec $(PYTHON) -m pytest -n $(WORKERS) $(ARGS)
+	@KP3D_TEST_ALL=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 exec $(PYTHON) -m pytest -n $(WORKERS) \
+		--dist worksteal $(ARGS)
 
 lint: setup ## ruff over everything
 	@$(PYTHON) -m ruff check .

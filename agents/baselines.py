@@ -191,7 +191,8 @@ class CURLExtractor(AuxiliaryExtractor):
     The layers are those of :class:`DrQExtractor` but for the tanh (the original's ``output_logits``) and for pixels
     from 0 to 1; the keys are encoded by a copy that follows them slowly. Scores are bilinear, the loss is the
     cross-entropy over the batch. Acting sees the middle of the views. Unlike the original, the loss is added to the
-    critic's and goes through the same optimiser, each view is cut at a place of its own, and before the policy learns
+    critic's and goes through the same optimiser, next observations are encoded by the encoder itself and not by the one
+    of the keys, each view is cut at a place of its own, one instant is seen and not three, and before the policy learns
     the encoder is warmed up like the other ones that have a loss.
 
     :param observation_space: Dict with ``images`` and optionally ``proprio``.

@@ -50,7 +50,8 @@ class Study:
 
 SHORT = "--steps 1000"
 KEYPOINT_SAC = " --auxiliary.warmup-frames 1024 --auxiliary.warmup-steps 750"
-"""SAC plays so many steps at random anyhow: they train the keypoints, too."""
+"""SAC plays so many steps at random anyhow: they train the keypoints, too. Each action of the warm-up is held for some
+steps, so that the hand gets about; without a warm-up (DrQ-v2) there is a new one in every step."""
 WITHOUT = {
     "no policy gradient": "--auxiliary.policy-gradient 0",
     "no multi-view loss": "--encoder.loss.multiview 0",
