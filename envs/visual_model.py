@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -234,7 +235,7 @@ class VisualModel:
     def _compile(self, path: str | mujoco.MjSpec, physics: mujoco.MjModel) -> mujoco.MjModel:
         try:
             spec = mujoco.MjSpec.from_file(path) if isinstance(path, str) else path.copy()
-            plain = spec.compile()
+            plain = _compiled(spec)
         except ValueError as error:
             raise UserError(f"model file {path}: does not compile ({' '.join(str(error).split())})") from error
         sizes = ("nq", "nbody", "njnt", "ngeom", "nsite", "nmocap", "nmat", "nlight")
@@ -250,7 +251,7 @@ class VisualModel:
         for marker in self.markers:
             _add_marker(spec, plain, marker)
         _strip_dynamics(spec)
-        model = spec.compile()
+        model = _compiled(spec)
         model.geom_contype[:] = 0  # nothing collides here
         model.geom_conaffinity[:] = 0
         model.geom_margin[:] = 0
@@ -321,6 +322,13 @@ def _add_camera(spec: mujoco.MjSpec, plain: mujoco.MjModel, camera: CameraSpec) 
             mode = mujoco.mjtCamLight.mjCAMLIGHT_TRACK
             position, quaternion = _in_reference_pose(plain, camera.body, position, quaternion)
     parent.add_camera(name=_CAMERA_PREFIX + camera.name, pos=position, quat=quaternion, fovy=camera.fovy, mode=mode)
+
+
+def _compiled(spec: mujoco.MjSpec) -> mujoco.MjModel:
+    """A model, with no warning of its file: those were said when the environment was made from it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return spec.compile()
 
 
 def _name_bodies(spec: mujoco.MjSpec) -> None:

@@ -1,5 +1,7 @@
 """The visual model shows exactly what the physics model's state says, and never touches it."""
 
+import warnings
+
 import mujoco
 import numpy as np
 import pytest
@@ -156,6 +158,14 @@ def test_rendered_and_unrendered_episodes_are_bit_equal():
             np.testing.assert_array_equal(seen.unwrapped.data.qpos, unseen.unwrapped.data.qpos)
             np.testing.assert_array_equal(seen.unwrapped.data.qvel, unseen.unwrapped.data.qvel)
         seen.close()
+
+
+def test_what_a_file_is_warned_of_is_not_said_again(tmp_path):
+    """HalfCheetah's sets its total mass, which MuJoCo no longer likes; that it says where the environment is made."""
+    (tmp_path / "cameras.yaml").write_text("cameras: [{name: a, position: [0, -3, 1], look_at: [0, 0, 0]}]")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*settotalmass")
+        make("HalfCheetah-v5", cameras=tmp_path / "cameras.yaml").close()
 
 
 def test_bodies_without_a_name_are_called_after_their_parent(scene):
