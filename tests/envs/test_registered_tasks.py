@@ -18,6 +18,21 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # both checkers warn about un
 REWARDS = {env_id: (0, 1) if env_id in ARM else (0, 10) if env_id in METAWORLD else (-20, 20) for env_id in TESTED}
 
 
+OUTSIDE = dict.fromkeys(
+    (
+        f"metaworld-{task}"
+        for task in ("door-open", "hand-insert", "lever-pull", "peg-insert-side", "plate-slide-side", "stick-pull",
+                     "stick-push", "sweep", "window-open")
+    ),
+    {"goal"},
+) | {
+    "metaworld-door-close": {"hand", "goal"},
+    "metaworld-handle-press-side": {"handle_link"},
+    "metaworld-handle-pull-side": {"handle_link"},
+}  # fmt: skip
+"""What the box of Meta-World's tasks leaves out in some configurations; docs/tasks.md tells it."""
+
+
 @pytest.fixture(scope="module", params=TESTED)
 def env_id(request):
     return request.param
@@ -201,7 +216,8 @@ def test_names_its_probe_bodies(env, env_id):
     env.reset(seed=0)
     positions = env.body_positions(env.probe_bodies)
     assert positions.shape == (len(env.probe_bodies), 3)
-    np.testing.assert_array_less(np.abs(env.workspace.normalise(positions)), 1.05)
+    places = zip(env.probe_bodies, np.abs(env.workspace.normalise(positions)).max(1), strict=True)
+    assert {name for name, place in places if place >= 1.05} <= OUTSIDE.get(env_id, set())
     if env_id in ARM:
         np.testing.assert_allclose(positions[0], env.unwrapped.end_effector, atol=1e-9)
         for name, position in zip(env.probe_bodies[1:], positions[1:], strict=True):  # "cube", "target"
