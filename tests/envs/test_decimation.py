@@ -415,6 +415,10 @@ print(model.mesh_facenum[0])
     assert [file.suffix for file in cache.iterdir()] == [".npz"]
 
 
+TRIMMED = {f"metaworld-{task}" for task in ("door-close", "handle-press", "handle-pull", "handle-pull-side")}
+"""Dark trims lie close beneath dark cases there, or little of a hand shows: a few pixels more or less are much."""
+
+
 @pytest.mark.parametrize("env_id", TESTED if ALL else [*OWN, "metaworld-hammer"])
 def test_registered_tasks_look_the_same_in_both_qualities(env_id, gl):
     light, full = (make(env_id, height=128, width=128, quality=quality) for quality in ("light", "full"))
@@ -422,10 +426,10 @@ def test_registered_tasks_look_the_same_in_both_qualities(env_id, gl):
         for env in (light, full):
             env.reset(seed=seed)
         difference, ious = compare(full._synced(), light._synced(), gl)
-        # A large shadow lies on Meta-World's table, its robot is of many small meshes, and dark trims lie close beneath
-        # dark cases, so that a little more or less of them shows; the ant's floor is a mirror.
+        # A large shadow lies on Meta-World's table, and its robot is of many small meshes; the ant's floor is a mirror.
         shaded = env_id not in ARM
-        assert ious.min() >= (0.6 if shaded else 0.9) and ious.mean() > 0.93 and len(ious) >= 12
+        least = 0.6 if env_id in TRIMMED else 0.75 if shaded else 0.9
+        assert ious.min() >= least and ious.mean() > 0.93 and len(ious) >= 12
         assert difference <= (20 if shaded else 4), "shadows and multisampling are all that differ"
 
 

@@ -76,9 +76,12 @@ def test_projected_geom_centres_land_on_their_own_geom(env):
                 around = segments[view, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] == geom
                 landed.setdefault(view, []).append((segments[view, row, column] == geom, around.any()))
     assert sorted(landed) == list(range(len(env.rig.names)))  # every camera saw something
+    # Of Meta-World's fifty some show so few and small things that two edges are more than a twentieth.
+    many_edges = getattr(env.unwrapped, "task", "hammer") not in ("hammer", "pick-place")
     for hits in landed.values():
-        exact, beside = np.sum(hits, axis=0)  # others: a pixel from an edge, of meshes that are a little simpler
-        assert len(hits) >= 8 and exact >= 0.85 * len(hits) and beside >= min(0.95 * len(hits), len(hits) - 1)
+        exact, beside = np.sum(hits, axis=0)  # others: a pixel from an edge
+        nearly_all = min(0.95 * len(hits), len(hits) - 1)
+        assert len(hits) >= 8 and beside >= nearly_all and exact >= (0.85 * len(hits) if many_edges else nearly_all)
 
 
 def test_every_pixel_shows_what_its_ray_hits(env):
