@@ -20,25 +20,30 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 """Configurations to train on, and those to test on, of tasks that draw from a fixed number of them."""
 _TASKS: dict[str, tuple[type[gym.Env], dict[str, Any]]] = {}
+_SEEN_BY = ("cameras", "workspace", "horizon")
+"""What a task's class must say."""
 
 
 def register_task(env_id: str, **arguments: Any) -> Callable[[type[gym.Env]], type[gym.Env]]:
     """Class decorator: register a state task, seen from its cameras, under an id, here and in Gymnasium.
 
-    The class has the attributes ``cameras``, ``workspace``, ``movable`` and ``horizon``
-    (see :class:`envs.tasks.arm.ArmEnv`), maybe ``other_cameras``, which are used where they are named, and
-    ``frame_stack``, where motion has to be seen. If its scene can
-    be redrawn, it has a method ``redraw(seed)``. If it has a number of configurations of which some are kept for tests,
-    it takes an argument ``split``, one of :data:`SPLITS`, and has an attribute of that name.
+    The class has the attributes ``cameras``, ``workspace`` and ``horizon`` (see :class:`envs.tasks.arm.ArmEnv`), maybe
+    ``movable``, ``other_cameras``, which are used where they are named, and ``frame_stack``, where motion has to be
+    seen. If its scene can be redrawn, it has a method ``redraw(seed)``. If it has a number of configurations of which
+    some are kept for tests, it takes an argument ``split``, one of :data:`SPLITS`, and has an attribute of that name.
 
     :param env_id: what users type.
     :param arguments: with which the class is built, so that one class can be many tasks.
-    :raises ValueError: if the id is taken.
+    :raises ValueError: if the id is taken, or the class lacks one of those attributes.
     """
 
     def register(task: type[gym.Env]) -> type[gym.Env]:
         if env_id in _TASKS:
             raise ValueError(f"environment '{env_id}' is registered twice")
+        missing = [name for name in _SEEN_BY if not hasattr(task, name)]
+        if missing:
+            place = "docs/add-a-task.md says what a task's class needs"
+            raise ValueError(f"environment '{env_id}': {task.__name__} has no attribute '{missing[0]}' ({place})")
         _TASKS[env_id] = task, arguments
         gym.register(
             env_id, entry_point="envs.registry:make", kwargs={"env_id": env_id}, max_episode_steps=task.horizon

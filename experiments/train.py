@@ -27,7 +27,7 @@ from experiments.options.cli import parse, run_main
 from experiments.options.config import TrainConfig
 from experiments.options.presets import expanded, taken
 from experiments.runs import Checkpoint, Run
-from experiments.training.algorithms import build_model, describe_replay, require_effect
+from experiments.training.algorithms import build_model, describe_replay, note_of_idle_options, require_effect
 from experiments.training.bootstrapped import load_detector, with_detector
 from experiments.training.building import make_env, make_training_env, note_of_strange_cameras, use_threads
 from experiments.training.checkpointing import CheckpointCallback, Stopped, disk_error, save_finished
@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     """Build environments, model and run folder, then learn."""
     argv, nodes = taken_nodes(argv)
     config = with_detector(parse(TrainConfig, expanded(argv, TrainConfig)))
+    note_of_idle_options(argv, config)
     use_threads(config.threads)
     require_effect(config)
     require_different(config.log.evaluation_episodes, registry.configurations(config.env))

@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
+import select
+import signal
 import sys
 import types
 import typing
@@ -28,13 +31,18 @@ _NUMBERS = {int: "a whole number", float: "a number"}
 def run_main(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     """Run an entry point and leave the process with the project's exit codes.
 
-    A :class:`UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130; every other exception keeps
-    its traceback and exits 1.
+    A :class:`UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130, a reader of the output who
+    has left (``| head``) exit code 141, as of other programs; every other exception keeps its traceback and exits 1.
 
     :param main: takes the arguments after the program's name; its return value is the exit code (None is 0).
     """
     try:
-        code = main(sys.argv[1:]) or 0
+        code = _exit_code(main)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        code = 128 + signal.SIGPIPE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -42,6 +50,23 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
         print("interrupted", file=sys.stderr)
         code = getattr(interrupt, "exit_code", 130)
     sys.exit(code)
+
+
+def _exit_code(main: Callable[[Sequence[str]], int | None]) -> int | str:
+    try:
+        return main(sys.argv[1:]) or 0
+    except SystemExit as end:  # as after the help
+        return end.code or 0
+
+
+def _reader_has_left() -> bool:
+    """Whether nobody reads the standard output any more; then what is left of it goes nowhere, without a word."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), select.POLLOUT)
+    left = any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+    return left
 
 
 def require_place(path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -101,6 +103,17 @@ def require_effect(config: TrainConfig) -> None:
     if config.encoder.random_shift and (config.algorithm == "ppo" or config.encoder.kind not in SHIFTED):
         asked = f"with {config.algorithm} and {config.encoder.kind} it does nothing"
         raise UserError(f"encoder random_shift is for sac and tqc with {', '.join(SHIFTED)}: {asked}")
+
+
+def note_of_idle_options(typed: Sequence[str], config: TrainConfig) -> None:
+    """Say which options are of another algorithm than the run's. They are no error: scripts hand the same to several.
+
+    :param typed: the command line, without what a preset stands for.
+    """
+    own, other = ("ppo", "sac") if config.algorithm == "ppo" else ("sac", "ppo")
+    names = (token.partition("=")[0] for token in typed if token.startswith(f"--{other}."))
+    if idle := ", ".join(dict.fromkeys(names)):
+        print(f"note: without effect, since {config.algorithm}'s options are --{own}.*: {idle}", file=sys.stderr)
 
 
 def policy_arguments(config: TrainConfig, scene: Scene | None) -> dict[str, Any]:

@@ -18,6 +18,15 @@ def test_reach_is_registered():
     assert "reach-multiview" in env_ids() and "reach-multiview" in gym.registry
 
 
+def test_a_task_that_does_not_say_how_it_is_seen_is_not_registered():
+    class Unseen(gym.Env):
+        cameras, horizon = (), 10
+
+    with pytest.raises(ValueError, match="'unseen': Unseen has no attribute 'workspace'.*add-a-task"):
+        register_task("unseen")(Unseen)
+    assert "unseen" not in env_ids() and "unseen" not in gym.registry
+
+
 def test_a_task_is_registered_by_decorator_and_only_once():
     with pytest.raises(ValueError, match="'reach-multiview' is registered twice"):
         register_task("reach-multiview")(ReachEnv)

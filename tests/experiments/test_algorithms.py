@@ -21,7 +21,7 @@ from envs.errors import UserError
 from experiments import evaluate, train, video
 from experiments.options.config import AuxiliaryConfig, EncoderConfig, PretrainConfig, SACConfig, TrainConfig
 from experiments.runs import Run
-from experiments.training.algorithms import EXTRACTORS, ONLY_FOR, build_model, describe_replay
+from experiments.training.algorithms import EXTRACTORS, ONLY_FOR, build_model, describe_replay, note_of_idle_options
 from experiments.training.pretrained import load_pretrained
 from kp3d_rl.options import option_kinds
 from tests.dotworld import DotEnv, dot_scene
@@ -178,6 +178,24 @@ def test_a_run_that_ends_before_it_learns_says_so(
         train.describe(config, build(), None)
         note = "SAC learns from step 300 (--sac.learning-starts) on, when this run is over"
         assert (note in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "typed", "note"),
+    [
+        ("sac", ["--ppo.envs", "3", "--sac.envs", "2", "--ppo.envs=4"], "sac's options are --sac.*: --ppo.envs\n"),
+        ("tqc", ["--ppo.epochs", "3", "--ppo.hidden=8"], "tqc's options are --sac.*: --ppo.epochs, --ppo.hidden\n"),
+        ("ppo", ["--sac.tau", "0.1"], "ppo's options are --ppo.*: --sac.tau\n"),
+        ("ppo", ["--ppo.envs", "3"], ""),
+        ("sac", ["--sac.envs", "3"], ""),
+    ],
+)
+def test_options_of_another_algorithm_are_named(
+    capsys: pytest.CaptureFixture, algorithm: str, typed: list[str], note: str
+) -> None:
+    note_of_idle_options(typed, dataclasses.replace(SMALL, algorithm=algorithm))
+    said = capsys.readouterr().err
+    assert (said == "") == (note == "") and note in said
 
 
 def test_the_replay_is_never_larger_than_the_run() -> None:

@@ -94,6 +94,28 @@ def test_a_planted_bug_keeps_its_traceback_and_exits_with_1() -> None:
     assert done.returncode == 1 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
 
 
+PRINTING = "def main(argv):\n    for number in range(100_000):\n        print(number)"
+HELPING = "import sys\ndef main(argv):\n    print('usage ' * 40_000)\n    sys.exit()"
+FEW = "def main(argv):\n    print('few words')"
+
+
+@pytest.mark.parametrize("main", [PRINTING, HELPING, FEW])
+def test_a_reader_who_has_left_is_no_error_of_ours(main: str) -> None:
+    """As with ``| head``: nothing on stderr, and the exit code that other programs have."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    program = f"from experiments.options.cli import run_main\n{main}\nrun_main(main)"
+    done = subprocess.run([sys.executable, "-c", program], stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_pipe_of_another_kind_keeps_its_traceback() -> None:
+    program = "from experiments.options.cli import run_main\ndef main(argv):\n    raise BrokenPipeError(32, 'a worker')"
+    done = subprocess.run([sys.executable, "-c", program + "\nrun_main(main)"], capture_output=True, text=True)
+    assert done.returncode == 1 and "BrokenPipeError" in done.stderr and "a worker" in done.stderr
+
+
 def test_every_option_has_its_documentation() -> None:
     """Public dataclasses explain every field in their docstring."""
 
