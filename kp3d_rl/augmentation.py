@@ -1,4 +1,4 @@
-"""Random shifts and crops of the views, whose geometry stays exact: they are a change of intrinsics.
+"""Changes of images whose geometry is known: shifts and crops, which are a change of intrinsics, turns and scales.
 
 Sources: Yarats, Kostrikov, Fergus, "Image Augmentation Is All You Need: Regularizing Deep Reinforcement Learning from
 Pixels" (DrQ), ICLR 2021: pad by repeating the border, then crop back at a random place. Laskin et al., "Reinforcement
@@ -7,8 +7,92 @@ Learning with Augmented Data" (RAD), NeurIPS 2020: crop at a random place, and i
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AffineChange:
+    """A turn, a scale and a shift about the middle, of each of B images its own.
+
+    :param matrix: (B, 2, 2) from old pixels, about the middle, to new ones.
+    :param shift: (B, 2) pixels, after that.
+    """
+
+    matrix: Tensor
+    shift: Tensor
+
+    @classmethod
+    def drawn(
+        cls,
+        size: tuple[int, int, int],
+        turn: float,
+        scale: float,
+        shift: float,
+        generator: torch.Generator | None = None,
+    ) -> AffineChange:
+        """Draw each image's change, uniformly (the scale's logarithm), on the CPU.
+
+        :param size: B, and the images' height and width in pixels.
+        :param turn: degrees, at most, either way.
+        :param scale: factor, at most, either way.
+        :param shift: share of the image's sides, at most, either way.
+        :param generator: of the CPU; None is torch's own.
+        """
+        count, height, width = size
+
+        def uniform(*shape: int) -> Tensor:
+            return 2.0 * torch.rand(count, *shape, generator=generator) - 1.0
+
+        angle, factor = math.radians(turn) * uniform(), scale ** uniform()
+        move = shift * uniform(2) * torch.tensor([width, height], dtype=torch.float32)
+        cosine, sine = factor * angle.cos(), factor * angle.sin()
+        return cls(torch.stack([cosine, -sine, sine, cosine], -1).view(-1, 2, 2), move)
+
+    @classmethod
+    def turn(cls, count: int, degrees: float) -> AffineChange:
+        """The same turn for all.
+
+        :param count: B.
+        :param degrees: counterclockwise as one looks at the images, rows downwards.
+        """
+        cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        return cls(torch.tensor([[cosine, sine], [-sine, cosine]]).expand(count, 2, 2), torch.zeros(count, 2))
+
+    def to(self, device: torch.device) -> AffineChange:
+        """The same on another device."""
+        return AffineChange(self.matrix.to(device), self.shift.to(device))
+
+    def points(self, uv: Tensor, height: int, width: int) -> Tensor:
+        """Where points of the old images come to lie in the new ones, maybe beyond them.
+
+        :param uv: (B, K, 2) pixels.
+        :param height, width: of the images, pixels.
+        :return: (B, K, 2) pixels.
+        """
+        middle = uv.new_tensor([width / 2, height / 2])
+        return ((uv - middle) @ self.matrix.mT) + middle + self.shift.unsqueeze(1)
+
+    def images(self, images: Tensor, beyond: str = "border") -> Tensor:
+        """The new images, as large as the old ones, between whose pixels they are interpolated.
+
+        :param images: (B, C, H, W) float.
+        :param beyond: what is beyond the old image's border: "border" goes on with it, "zeros" is nothing.
+        :return: the same shape.
+        """
+        height, width = images.shape[-2:]
+        # grid_sample asks for the way back, with the image from -1 to 1; where that is depends on the sides.
+        inverse = torch.linalg.inv(self.matrix)
+        back = inverse * inverse.new_tensor([[1.0, height / width], [width / height, 1.0]])
+        half = inverse.new_tensor([width / 2, height / 2])
+        offset = -(inverse @ self.shift.unsqueeze(-1)).squeeze(-1) / half
+        grid = torch.nn.functional.affine_grid(
+            torch.cat([back, offset.unsqueeze(-1)], -1), list(images.shape), align_corners=False
+        )
+        return torch.nn.functional.grid_sample(images, grid, padding_mode=beyond, align_corners=False)
 
 
 def random_shift(images: Tensor, pixels: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -283,6 +283,15 @@ class Keypoint3D(nn.Module):
             offset=offset,
         )
 
+    def find_in_views(self, images: Tensor) -> Tensor:
+        """Where the keypoints are in views that no camera has, such as turned ones: each view on its own.
+
+        :param images: (B V, 3, H, W) in [-1, 1], V views of each of B instants one after the other.
+        :return: (B, V, K, 2) pixels.
+        """
+        heat = softmax2d(self._scaled(self._heat_logits_and_features(images)[0]))
+        return soft_argmax(heat, self.rows, self.columns)
+
     def with_noise(self, keypoints: Keypoints, camera_poses: Tensor | None = None) -> Keypoints:
         """The same keypoints with (u, v) displaced by a share of each heat map's own spread.
 

@@ -25,6 +25,8 @@ class LossWeights:
     :param separation: weight of the penalty on keypoints in one place.
     :param coverage: weight of the penalty on foreground that no heat map covers (needs a background image).
     :param variance: weight of the heat maps' variance.
+    :param equivariance: weight of how far keypoints of views that are turned, scaled and moved are from where those of
+        the views as they are go.
     """
 
     reconstruction: float = bounded(50.0, least=0, most=1_000_000)
@@ -32,6 +34,7 @@ class LossWeights:
     separation: float = bounded(0.2, least=0, most=1_000_000)
     coverage: float = bounded(1.0, least=0, most=1_000_000)
     variance: float = bounded(2.0, least=0, most=1_000_000)
+    equivariance: float = bounded(0.0, least=0, most=1_000_000)
 
     def __post_init__(self) -> None:
         check_options(self, "loss")
@@ -134,6 +137,24 @@ def variance_loss(spread: Tensor, height: int, width: int) -> Tensor:
     :return: scalar.
     """
     return (spread / spread.new_tensor([width / 2, height / 2])).square().sum(-1).mean()
+
+
+def equivariance_loss(found: Tensor, wanted: Tensor, height: int, width: int) -> Tensor:
+    """How far keypoints of a changed image are from where the change takes those of the image as it was.
+
+    What a keypoint is placed by must then be seen about it: where something leaves the workspace box, or the middle of
+    what is seen, is not turned and moved along with an image. Source: Thewlis, Bilen, Vedaldi, "Unsupervised Learning
+    of Object Landmarks by Factorized Spatial Embeddings", ICCV 2017, equation 3.
+
+    :param found: (..., 2) pixels.
+    :param wanted: (..., 2) pixels; what is beyond the image does not count.
+    :param height: of the image, pixels.
+    :param width: likewise.
+    :return: mean squared distance in units of half the image's sides, over all keypoints, those beyond as 0.
+    """
+    size = wanted.new_tensor([width, height])
+    inside = ((wanted > 0) & (wanted < size)).all(-1)
+    return (((found - wanted) / (size / 2)).square().sum(-1) * inside).mean()
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:

@@ -8,21 +8,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kp3d_rl.augmentation import AffineChange
 from kp3d_rl.fused import layered_error
 from kp3d_rl.heatmaps import gaussian_maps, pool_to_cells
 from kp3d_rl.hull import VisualHull
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoints
 from kp3d_rl.losses import (
     coverage_loss,
+    equivariance_loss,
     multiview_loss,
     pixel_weights,
     separation_loss,
     variance_loss,
 )
-from kp3d_rl.networks import LAYERS, ViewDecoder, convolve_in
+from kp3d_rl.networks import LAYERS, ViewDecoder, convolve_in, to_input
 
 FOREGROUND = 0.1
 """Difference from the background, of a full colour channel, from which on a pixel shows something."""
+
+
+EQUIVARIANCE_SHARE = 4
+"""One in so many frames of a batch is looked at a second time, changed: it costs a sixth of a step more."""
+TURN, SCALE, SHIFT = 30.0, 1.2, 0.1
+"""By how much at most: degrees, factor, share of the image's sides; what the task shows stays mostly in the image."""
 
 
 class KeypointDecoder(nn.Module):
@@ -216,8 +224,8 @@ def auxiliary_terms(
     :param keypoints: noise-free keypoints of the batch; the spread-sized noise is added here.
     :param images: (B, V, H, W, 3) uint8 the batch itself.
     :param camera_poses: (B, V, 4, 4) where cameras move.
-    :return: ``reconstruction``, ``separation`` and ``variance``, with a background ``coverage``, and in three
-        dimensions ``multiview``.
+    :return: ``reconstruction``, ``separation`` and ``variance``, with a background ``coverage``, in three dimensions
+        ``multiview``, and where it has a weight ``equivariance``.
     """
     config, workspace = encoder.config, encoder.workspace
     noisy = encoder.with_noise(keypoints, camera_poses)
@@ -239,7 +247,27 @@ def auxiliary_terms(
     if foreground is not None:
         cells = pool_to_cells(decoder.wanted(foreground), encoder.rows, encoder.columns, keypoints.offset)
         terms["coverage"] = coverage_loss(keypoints.heat, cells)
+    if config.loss.equivariance:
+        terms["equivariance"] = equivariance_term(encoder, keypoints, images)
     return terms
+
+
+def equivariance_term(encoder: Keypoint3D, keypoints: Keypoints, images: Tensor) -> Tensor:
+    """The encoder's keypoints in views that are turned, scaled and moved at random, against those in the views.
+
+    The first quarter of the batch is looked at again, which is enough and cheap. Gradients go through both: the views
+    as they are can be told by their backgrounds, so the encoder could go on as before in those.
+
+    :param encoder, keypoints, images: as in :func:`auxiliary_terms`.
+    :return: scalar.
+    """
+    rows = slice(0, max(1, len(images) // EQUIVARIANCE_SHARE))
+    seen, uv = images[rows], keypoints.uv[rows]
+    height, width = encoder.height, encoder.width
+    change = AffineChange.drawn((uv.shape[0] * uv.shape[1], height, width), TURN, SCALE, SHIFT).to(uv.device)
+    changed = change.images(to_input(seen.flatten(0, 1))).contiguous(memory_format=torch.channels_last)
+    found = encoder.find_in_views(changed).flatten(0, 1)
+    return equivariance_loss(found, change.points(uv.flatten(0, 1), height, width), height, width)
 
 
 def views_to_decode(count: int, views: int, device: torch.device) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from kp3d_rl.augmentation import AffineChange
 from kp3d_rl.heatmaps import CellGrid, gaussian_maps
 from kp3d_rl.networks import Conv2d, GroupNorm, Layer, Precision, convolve_in, to_input
 from kp3d_rl.options import bounded, check_options
@@ -151,12 +151,7 @@ def turned(images: Tensor, degrees: float, beyond: str = "border") -> Tensor:
     :param degrees: counterclockwise as one looks at them, rows downwards.
     :param beyond: what is beyond the border: "border" goes on with it, "zeros" is nothing.
     """
-    height, width = images.shape[-2:]
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # Where each new pixel comes from; coordinates go from -1 to 1 along either side, however long it is.
-    back = images.new_tensor([[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]])
-    grid = nn.functional.affine_grid(back.expand(len(images), 2, 3), list(images.shape), align_corners=False)
-    return nn.functional.grid_sample(images, grid, padding_mode=beyond, align_corners=False)
+    return AffineChange.turn(len(images), degrees).to(images.device).images(images, beyond)
 
 
 def peaks(maps: Tensor, grid_rows: CellGrid, grid_cols: CellGrid) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kp3d_rl.augmentation import AffineChange
 from kp3d_rl.bootstrapping.detector import KeypointDetector
 from kp3d_rl.gradient_training import GradientTraining
 from kp3d_rl.networks import to_input
@@ -146,24 +146,12 @@ def augment(
     :return: of the same shapes; labels may come to lie beyond the image.
     """
     count, _, height, width = images.shape
+    change = AffineChange.drawn((count, height, width), config.turn, config.scale, config.shift, generator)
+    warped, moved = change.images(images), change.points(uv, height, width)
 
     def uniform(*shape: int) -> Tensor:
         return 2.0 * torch.rand(count, *shape, generator=generator) - 1.0
 
-    angle, factor = math.radians(config.turn) * uniform(), config.scale ** uniform()
-    size = torch.tensor([width, height], dtype=images.dtype)
-    shift = config.shift * uniform(2) * size
-    cosine, sine = factor * angle.cos(), factor * angle.sin()
-    matrix = torch.stack([cosine, -sine, sine, cosine], -1).view(-1, 2, 2)  # from old pixels, about the middle, to new
-    moved = ((uv - size / 2) @ matrix.mT) + size / 2 + shift.unsqueeze(1)
-    # grid_sample asks for the way back, with the image from -1 to 1; where that is depends on the sides.
-    inverse = torch.linalg.inv(matrix)
-    back = inverse * inverse.new_tensor([[1.0, height / width], [width / height, 1.0]])
-    offset = -(inverse @ shift.unsqueeze(-1)).squeeze(-1) / (size / 2)
-    grid = torch.nn.functional.affine_grid(
-        torch.cat([back, offset.unsqueeze(-1)], -1), list(images.shape), align_corners=False
-    )
-    warped = torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     contrast, tint = 1.0 + config.colour * uniform(1, 1, 1), config.colour * uniform(3, 1, 1)
     if config.erase:
         warped = _erase(warped, config.erase, uniform)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kp3d_rl.augmentation import centre_crop, crop, random_crop, random_shift
+from kp3d_rl.augmentation import AffineChange, centre_crop, crop, random_crop, random_shift
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig
 from kp3d_rl.reconstruction import auxiliary_terms
 from tests.dotworld import dot_frames, dot_scene, draw_dot
@@ -204,3 +204,35 @@ def test_what_comes_after_the_encoder_need_not_know() -> None:
     terms = auxiliary_terms(encoder, decoder, found, images)
     assert {"reconstruction", "multiview", "separation"} <= set(terms)
     assert all(bool(torch.isfinite(value)) for value in terms.values())
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (30, 52)])
+def test_a_changes_points_are_where_its_images_show_them(height: int, width: int) -> None:
+    """A blob in each image, at a place that is known: its centre of mass afterwards."""
+    generator, count = torch.Generator().manual_seed(0), 50
+    size = torch.tensor([width, height])
+    uv = size * (0.4 + 0.2 * torch.rand(count, 1, 2, generator=generator))
+    columns, rows = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+
+    def blobs(at: torch.Tensor) -> torch.Tensor:
+        squared = (columns - at[..., None, :1]) ** 2 + (rows[:, None] - at[..., 1:, None].mT) ** 2
+        return torch.exp(-squared / 8.0)
+
+    change = AffineChange.drawn((count, height, width), 60.0, 1.3, 0.1, generator)
+    seen = change.images(blobs(uv), beyond="zeros")
+    mass = seen / seen.sum((-2, -1), keepdim=True)
+    found = torch.stack([(mass.sum(-2) * columns).sum(-1), (mass.sum(-1) * rows).sum(-1)], -1)
+    there = change.points(uv, height, width)
+    assert (there - uv).norm(dim=-1).mean() > 3
+    torch.testing.assert_close(found, there, atol=0.2, rtol=0)
+
+
+def test_a_drawn_change_keeps_to_its_limits_and_reaches_them() -> None:
+    change = AffineChange.drawn((4000, 20, 60), 30.0, 1.25, 0.1, torch.Generator().manual_seed(0))
+    scale = torch.linalg.det(change.matrix).sqrt()
+    angle = torch.rad2deg(torch.atan2(change.matrix[:, 1, 0], change.matrix[:, 0, 0]))
+    limits = (scale.log() / np.log(1.25), angle / 30.0, change.shift[:, 0] / 6.0, change.shift[:, 1] / 2.0)
+    for share in limits:
+        assert share.abs().max() == pytest.approx(1.0, abs=0.01) and share.abs().max() <= 1.0001
+        assert share.abs().mean() == pytest.approx(0.5, abs=0.03) and share.mean() == pytest.approx(0.0, abs=0.04)
+    torch.testing.assert_close(change.matrix @ change.matrix.mT, torch.eye(2) * (scale**2)[:, None, None])

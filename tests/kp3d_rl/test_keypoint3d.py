@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig, to_network_layout
 from kp3d_rl.losses import LossWeights, reconstruction_loss, weighted_sum
 from kp3d_rl.metrics import constant_probe, ridge_probe
 from kp3d_rl.networks import PAPER_LAYERS, AttendedDepth, ViewDecoder, ViewEncoder, grids, output_size
-from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms, reconstruction_quality
+from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms, equivariance_term, reconstruction_quality
 from tests.dotworld import dot_frames, dot_scene, draw_dot
 
 SMALL = Keypoint3DConfig(keypoints=4, width=4, decoder_width=8)
@@ -391,6 +392,7 @@ def terms_of(config: Keypoint3DConfig, seed: int = 5) -> dict[str, float]:
         ("depth", "map"),
         ("depth", "attended"),
         ("depth_trust", 1.0),
+        ("loss", LossWeights(equivariance=1.0)),
     ],
 )
 def test_every_option_changes_the_losses(option: str, value: object) -> None:
@@ -483,10 +485,11 @@ def test_impossible_options_are_refused(bad: dict) -> None:
 def test_each_loss_term_alone_falls_on_a_fixed_batch(term: str) -> None:
     weights = LossWeights(**{name: float(name == term) for name in LossWeights.__dataclass_fields__})
     encoder, decoder = build(dataclasses.replace(SMALL, loss=weights, decoded_views=0))
-    images, _ = dot_frames(dot_scene(), 8)
+    frames, steps = (64, 120) if term == "equivariance" else (8, 60)  # it looks at a quarter of them, changed at random
+    images, _ = dot_frames(dot_scene(), frames)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-2)
     values = []
-    for _ in range(60):
+    for _ in range(steps):
         terms = auxiliary_terms(encoder, decoder, encoder(images), images)
         optimizer.zero_grad()
         weighted_sum(terms, weights).backward()
@@ -495,6 +498,28 @@ def test_each_loss_term_alone_falls_on_a_fixed_batch(term: str) -> None:
     floor = 1 / 4 if term == "separation" else 0.0  # each of 4 keypoints with itself
     assert values[0] - floor > 1e-4
     assert values[-1] - floor < 0.85 * (values[0] - floor)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_keypoints_of_what_is_seen_turn_with_the_image_and_those_of_places_in_it_do_not(fixed: bool) -> None:
+    """Stand-ins for an encoder: one points to the dot's middle in each view, the other to a place in the image."""
+    images, _ = dot_frames(dot_scene(), 32)
+
+    class Pointing:
+        height, width = images.shape[2:4]
+
+        def find_in_views(self, changed: torch.Tensor) -> torch.Tensor:
+            unlike = (changed - (90 * 2.0 / 255.0 - 1.0)).abs().sum(1)
+            mass = unlike / unlike.sum((-2, -1), keepdim=True)
+            pixels = torch.arange(self.width) + 0.5
+            uv = torch.stack([(mass.sum(-2) * pixels).sum(-1), (mass.sum(-1) * pixels).sum(-1)], -1)
+            return (torch.full_like(uv, 0.3 * self.width) if fixed else uv).view(-1, images.shape[1], 1, 2)
+
+    encoder = Pointing()
+    keypoints = types.SimpleNamespace(uv=encoder.find_in_views(to_network_layout(images).mul(2.0).sub(1.0)))
+    torch.manual_seed(0)
+    error = float(equivariance_term(encoder, keypoints, images))
+    assert error > 1e-2 if fixed else error < 1e-4
 
 
 def test_a_tiny_training_finds_the_dot_without_labels() -> None:
@@ -522,6 +547,14 @@ def test_a_tiny_training_finds_the_dot_without_labels() -> None:
         optimizer.step()
     trained = probe()
     assert trained < 0.4 * untrained and trained < 0.2 * constant, (trained, untrained, constant)
+
+
+@pytest.mark.parametrize("view_weights", ["shared", "per_view"])
+def test_views_without_cameras_are_searched_by_the_networks_of_their_views(view_weights: str) -> None:
+    encoder, _ = build(dataclasses.replace(SMALL, view_weights=view_weights))
+    images, _ = dot_frames(dot_scene(), 5)
+    found = encoder.find_in_views(to_network_layout(images).mul_(2.0).sub_(1.0))
+    torch.testing.assert_close(found, encoder(images).uv)
 
 
 def test_a_crop_gives_the_same_point() -> None:
