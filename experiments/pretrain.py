@@ -79,6 +79,7 @@ def next_training(run: Run) -> str:
     """
     default, own = flat(PretrainConfig()), flat(run.config)
     taken = [name for name in own if name in SCENE_OPTIONS or name.startswith("encoder.")]
+    taken.remove("encoder.loss.equivariance")  # with a policy it was not tried
     changed = {name: own[name] for name in taken if own[name] != default[name]}
     arguments = shlex.join(["--pretrained", str(run.path), *typed(changed)])
     return f'make train ENV={run.config.env} ARGS="{arguments}"'

@@ -131,7 +131,7 @@ def train(run: Run, model: BaseAlgorithm, stop: StopRequest, checkpoint: Checkpo
     except Stopped:
         print(f"stopped: {run.path}\nnext: {run.command('resume')}")
         return stop.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):  # the latter where nobody reads the output any more
         print(f"\nlast good checkpoint: {run.last_good()}\nnext: {run.command('resume')}", file=sys.stderr)
         raise
     except NonFiniteError as error:

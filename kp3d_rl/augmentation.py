@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AffineChange:
-    """A turn, a scale and a shift about the middle, of each of B images its own.
+    """A turn, a scale and a shift about the middle, of each of B images its own; on the CPU.
 
     :param matrix: (B, 2, 2) from old pixels, about the middle, to new ones.
     :param shift: (B, 2) pixels, after that.
@@ -62,24 +62,20 @@ class AffineChange:
         cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         return cls(torch.tensor([[cosine, sine], [-sine, cosine]]).expand(count, 2, 2), torch.zeros(count, 2))
 
-    def to(self, device: torch.device) -> AffineChange:
-        """The same on another device."""
-        return AffineChange(self.matrix.to(device), self.shift.to(device))
-
     def points(self, uv: Tensor, height: int, width: int) -> Tensor:
         """Where points of the old images come to lie in the new ones, maybe beyond them.
 
-        :param uv: (B, K, 2) pixels.
+        :param uv: (B, K, 2) pixels, on any device.
         :param height, width: of the images, pixels.
         :return: (B, K, 2) pixels.
         """
         middle = uv.new_tensor([width / 2, height / 2])
-        return ((uv - middle) @ self.matrix.mT) + middle + self.shift.unsqueeze(1)
+        return ((uv - middle) @ self.matrix.mT.to(uv)) + middle + self.shift.unsqueeze(1).to(uv)
 
     def images(self, images: Tensor, beyond: str = "border") -> Tensor:
         """The new images, as large as the old ones, between whose pixels they are interpolated.
 
-        :param images: (B, C, H, W) float.
+        :param images: (B, C, H, W) of any float type, on any device.
         :param beyond: what is beyond the old image's border: "border" goes on with it, "zeros" is nothing.
         :return: the same shape.
         """
@@ -89,9 +85,8 @@ class AffineChange:
         back = inverse * inverse.new_tensor([[1.0, height / width], [width / height, 1.0]])
         half = inverse.new_tensor([width / 2, height / 2])
         offset = -(inverse @ self.shift.unsqueeze(-1)).squeeze(-1) / half
-        grid = torch.nn.functional.affine_grid(
-            torch.cat([back, offset.unsqueeze(-1)], -1), list(images.shape), align_corners=False
-        )
+        back = torch.cat([back, offset.unsqueeze(-1)], -1).to(images)
+        grid = torch.nn.functional.affine_grid(back, list(images.shape), align_corners=False)
         return torch.nn.functional.grid_sample(images, grid, padding_mode=beyond, align_corners=False)
 
 

@@ -52,6 +52,10 @@ class CellGrid:
         like = torch.empty(0) if like is None else like
         return torch.arange(self.cells, dtype=like.dtype, device=like.device) * self.stride + self.offset
 
+    def reaches(self, pixels: Tensor) -> Tensor:
+        """Whether places along this side, in input pixels, lie between the outermost cells, as means of cells do."""
+        return (pixels > self.offset) & (pixels < self.offset + (self.cells - 1) * self.stride)
+
 
 def softmax2d(logits: Tensor) -> Tensor:
     """Softmax over the last two dimensions, (..., h, w) -> (..., h, w)."""

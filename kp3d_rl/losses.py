@@ -139,7 +139,7 @@ def variance_loss(spread: Tensor, height: int, width: int) -> Tensor:
     return (spread / spread.new_tensor([width / 2, height / 2])).square().sum(-1).mean()
 
 
-def equivariance_loss(found: Tensor, wanted: Tensor, height: int, width: int) -> Tensor:
+def equivariance_loss(found: Tensor, wanted: Tensor, counted: Tensor, height: int, width: int) -> Tensor:
     """How far keypoints of a changed image are from where the change takes those of the image as it was.
 
     What a keypoint is placed by must then be seen about it: where something leaves the workspace box, or the middle of
@@ -147,14 +147,14 @@ def equivariance_loss(found: Tensor, wanted: Tensor, height: int, width: int) ->
     of Object Landmarks by Factorized Spatial Embeddings", ICCV 2017, equation 3.
 
     :param found: (..., 2) pixels.
-    :param wanted: (..., 2) pixels; what is beyond the image does not count.
+    :param wanted: (..., 2) pixels.
+    :param counted: (...) bool, which of them a keypoint can be at.
     :param height: of the image, pixels.
     :param width: likewise.
-    :return: mean squared distance in units of half the image's sides, over all keypoints, those beyond as 0.
+    :return: mean squared distance in units of half the image's sides, over all keypoints, those not counted as 0.
     """
-    size = wanted.new_tensor([width, height])
-    inside = ((wanted > 0) & (wanted < size)).all(-1)
-    return (((found - wanted) / (size / 2)).square().sum(-1) * inside).mean()
+    half = wanted.new_tensor([width / 2, height / 2])
+    return (((found - wanted) / half).square().sum(-1) * counted).mean()
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:

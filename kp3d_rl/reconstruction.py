@@ -264,10 +264,11 @@ def equivariance_term(encoder: Keypoint3D, keypoints: Keypoints, images: Tensor)
     rows = slice(0, max(1, len(images) // EQUIVARIANCE_SHARE))
     seen, uv = images[rows], keypoints.uv[rows]
     height, width = encoder.height, encoder.width
-    change = AffineChange.drawn((uv.shape[0] * uv.shape[1], height, width), TURN, SCALE, SHIFT).to(uv.device)
+    change = AffineChange.drawn((uv.shape[0] * uv.shape[1], height, width), TURN, SCALE, SHIFT)
     changed = change.images(to_input(seen.flatten(0, 1))).contiguous(memory_format=torch.channels_last)
-    found = encoder.find_in_views(changed).flatten(0, 1)
-    return equivariance_loss(found, change.points(uv.flatten(0, 1), height, width), height, width)
+    found, wanted = encoder.find_in_views(changed).flatten(0, 1), change.points(uv.flatten(0, 1), height, width)
+    can_be_there = encoder.columns.reaches(wanted[..., 0]) & encoder.rows.reaches(wanted[..., 1])
+    return equivariance_loss(found, wanted, can_be_there, height, width)
 
 
 def views_to_decode(count: int, views: int, device: torch.device) -> Tensor:

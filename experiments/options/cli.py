@@ -37,8 +37,9 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     :param main: takes the arguments after the program's name; its return value is the exit code (None is 0).
     """
     try:
-        code = _exit_code(main)
-        sys.stdout.flush()
+        code = main(sys.argv[1:]) or 0
+    except SystemExit as end:  # as after the help
+        code = end.code or 0
     except BrokenPipeError:
         if not _reader_has_left():
             raise
@@ -49,24 +50,29 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
         code = getattr(interrupt, "exit_code", 130)
+    if not _flushed() and code == 0:
+        code = 128 + signal.SIGPIPE
     sys.exit(code)
 
 
-def _exit_code(main: Callable[[Sequence[str]], int | None]) -> int | str:
-    try:
-        return main(sys.argv[1:]) or 0
-    except SystemExit as end:  # as after the help
-        return end.code or 0
-
-
 def _reader_has_left() -> bool:
-    """Whether nobody reads the standard output any more; then what is left of it goes nowhere, without a word."""
+    """Whether nobody reads the standard output any more: a broken pipe may also be one to another process."""
+    if sys.stdout is None:
+        return False
     output = select.poll()
     output.register(sys.stdout.fileno(), select.POLLOUT)
-    left = any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
-    if left:
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
+
+
+def _flushed() -> bool:
+    """Hand over what was printed; False where nobody reads it any more, and then it goes nowhere, without a word."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
-    return left
+        return False
+    return True
 
 
 def require_place(path: Path) -> None:

@@ -18,6 +18,8 @@ from kp3d_rl.options import OptionError, option_kinds
 Config = typing.TypeVar("Config")
 LIMIT = 100_000
 """Bytes of the largest configuration that is read; a real one has about 2,000."""
+ADDED = {"action_repeat": 1, "sac.reward_scale": 1.0, "encoder.loss.equivariance": 0.0}
+"""Options that came when there were runs already, each with what those did that do not have it."""
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -30,6 +32,8 @@ def to_yaml(config: RunConfig) -> str:
 
 def from_yaml(path: str | Path) -> TrainConfig | PretrainConfig:
     """Read a configuration back, checked against the dataclass: every option must be there, and none besides.
+
+    Options of :data:`ADDED` alone may be missing, in runs from before them.
 
     :param path: file that :func:`to_yaml` wrote.
     :return: with the values of the file; a pretraining's options are told from a training's by their names.
@@ -70,10 +74,13 @@ def _build(tree: YamlTree, data: Any, config_class: type, key: Key) -> Any:
         if name not in defaults:
             raise unknown_key(tree, (*key, name), defaults)
     for name, default in defaults.items():
-        if name not in data:
+        if name not in data and ".".join((*key, name)) not in ADDED:
             group = default is dataclasses.MISSING
             raise tree.refusal((*key, name), "is missing" if group else f"is missing (default: {json.dumps(default)})")
-    values = {name: _value(tree, data[name], kinds[name], (*key, name)) for name in defaults}
+    values = {
+        name: _value(tree, data[name], kinds[name], (*key, name)) if name in data else ADDED[".".join((*key, name))]
+        for name in defaults
+    }
     try:
         config = config_class(**values)
     except OptionError as error:

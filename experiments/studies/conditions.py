@@ -102,7 +102,8 @@ def pretrained_on(env: str) -> Condition:
 
     :param env: where.
     """
-    return Condition(env, "--preset fast --policy mixed", 1, "pretrain", probe=True, env=env, asked="--policy mixed")
+    options = "--preset fast --policy mixed --encoder.loss.equivariance 100"
+    return Condition(env, options, 1, "pretrain", probe=True, env=env, asked="--policy mixed")
 
 
 TASKS_WITH_OBJECTS = (

@@ -151,7 +151,7 @@ def turned(images: Tensor, degrees: float, beyond: str = "border") -> Tensor:
     :param degrees: counterclockwise as one looks at them, rows downwards.
     :param beyond: what is beyond the border: "border" goes on with it, "zeros" is nothing.
     """
-    return AffineChange.turn(len(images), degrees).to(images.device).images(images, beyond)
+    return AffineChange.turn(len(images), degrees).images(images, beyond)
 
 
 def peaks(maps: Tensor, grid_rows: CellGrid, grid_cols: CellGrid) -> tuple[Tensor, Tensor]:

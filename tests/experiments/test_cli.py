@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -94,20 +95,39 @@ def test_a_planted_bug_keeps_its_traceback_and_exits_with_1() -> None:
     assert done.returncode == 1 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
 
 
-PRINTING = "def main(argv):\n    for number in range(100_000):\n        print(number)"
-HELPING = "import sys\ndef main(argv):\n    print('usage ' * 40_000)\n    sys.exit()"
-FEW = "def main(argv):\n    print('few words')"
+ENDINGS = {
+    "prints on and on": ("for number in range(100_000):\n        print(number)", 141, ""),
+    "prints its help": ("print('usage')\n    sys.exit()", 141, ""),
+    "prints few words": ("print('few words')", 141, ""),
+    "prints nothing": ("pass", 0, ""),
+    "refuses": ("print('few words')\n    raise UserError('no')", 2, "error: no\n"),
+    "is interrupted": ("print('few words')\n    raise KeyboardInterrupt", 130, "interrupted\n"),
+}
 
 
-@pytest.mark.parametrize("main", [PRINTING, HELPING, FEW])
-def test_a_reader_who_has_left_is_no_error_of_ours(main: str) -> None:
-    """As with ``| head``: nothing on stderr, and the exit code that other programs have."""
-    reads, writes = os.pipe()
-    os.close(reads)
-    program = f"from experiments.options.cli import run_main\n{main}\nrun_main(main)"
-    done = subprocess.run([sys.executable, "-c", program], stdout=writes, stderr=subprocess.PIPE, text=True)
-    os.close(writes)
-    assert (done.returncode, done.stderr) == (141, "")
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_reader_who_has_left_is_no_error_of_ours(ending: str) -> None:
+    """As with ``| head``: no word of it on stderr, and the exit code that other programs have."""
+    body, code, said = ENDINGS[ending]
+    done = run_program(body, " | true")
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_program_without_an_output_ends_as_ever() -> None:
+    done = run_program("print('few words')", " >&-")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def run_program(body: str, output: str) -> subprocess.CompletedProcess:
+    """Run a program with this main through a shell.
+
+    :param output: where its output goes: a reader has left when it begins.
+    """
+    imports = "import sys\nfrom envs.errors import UserError\nfrom experiments.options.cli import run_main\n"
+    program = shlex.quote(f"{imports}def main(argv):\n    {body}\nrun_main(main)")
+    command = f"set -o pipefail; (sleep 0.5; exec {sys.executable} -c {program}){output}"
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=buffered)
 
 
 def test_a_broken_pipe_of_another_kind_keeps_its_traceback() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import typing
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from agents.callbacks import AuxiliaryConfig
 from envs.errors import UserError
+from experiments.options.cli import flat
 from experiments.options.config import (
     EncoderConfig,
     LogConfig,
@@ -27,7 +29,7 @@ from experiments.options.config import (
     SACConfig,
     TrainConfig,
 )
-from experiments.options.files import from_yaml, to_yaml
+from experiments.options.files import ADDED, from_yaml, to_yaml
 from experiments.soak.mutators import CANARY, mutate
 
 STORM = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
@@ -136,6 +138,19 @@ def test_every_number_has_bounds_and_every_option_refuses_another_type(kind: typ
 
 
 # -- faulty files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, PretrainConfig])
+def test_a_run_from_before_an_option_is_as_it_was_without(tmp_path: Path, kind: type) -> None:
+    """Nothing but the options that came later may be missing, and their values then are no matter of defaults."""
+    tree, path = yaml.safe_load(to_yaml(kind())), tmp_path / "config.yaml"
+    for option, before in ADDED.items():
+        *groups, name = option.split(".")
+        group = functools.reduce(lambda part, key: part.get(key, {}), groups, tree)
+        if name in group:
+            assert group.pop(name) == before == flat(kind())[option]
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    assert from_yaml(path) == kind()
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,11 @@ def test_known_grids():
         CellGrid.from_layers([(4, 2, 0), (9, 1, 0)], 16)
 
 
+def test_means_of_cells_reach_from_the_first_centre_to_the_last() -> None:
+    places = torch.tensor([1.9, 2.1, 10.0, 21.9, 22.1])  # centres of ROWS: 2, 6, …, 22
+    assert ROWS.reaches(places).tolist() == [False, True, True, True, False]
+
+
 @pytest.mark.parametrize("name", ["original", "stride 4"])
 def test_shifting_the_input_by_one_stride_moves_uv_by_exactly_that_many_pixels(name):
     layers, size = STACKS[name]

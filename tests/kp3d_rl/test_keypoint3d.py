@@ -14,7 +14,7 @@ from kp3d_rl.geometry import fuse
 from kp3d_rl.keypoint3d import Keypoint3D, Keypoint3DConfig, to_network_layout
 from kp3d_rl.losses import LossWeights, reconstruction_loss, weighted_sum
 from kp3d_rl.metrics import constant_probe, ridge_probe
-from kp3d_rl.networks import PAPER_LAYERS, AttendedDepth, ViewDecoder, ViewEncoder, grids, output_size
+from kp3d_rl.networks import LAYERS, PAPER_LAYERS, AttendedDepth, ViewDecoder, ViewEncoder, grids, output_size
 from kp3d_rl.reconstruction import KeypointDecoder, auxiliary_terms, equivariance_term, reconstruction_quality
 from tests.dotworld import dot_frames, dot_scene, draw_dot
 
@@ -507,6 +507,7 @@ def test_keypoints_of_what_is_seen_turn_with_the_image_and_those_of_places_in_it
 
     class Pointing:
         height, width = images.shape[2:4]
+        rows, columns = grids(LAYERS["fast"], height, width)
 
         def find_in_views(self, changed: torch.Tensor) -> torch.Tensor:
             unlike = (changed - (90 * 2.0 / 255.0 - 1.0)).abs().sum(1)

@@ -124,11 +124,12 @@ def test_coverage_falls_when_a_keypoint_takes_the_part_that_none_had() -> None:
     assert coverage_loss(one_each, seen) < 1e-6 < coverage_loss(both_here, seen)
 
 
-def test_equivariance_is_the_squared_distance_of_those_inside_in_half_image_sides() -> None:
-    wanted = torch.tensor([[10.0, 10.0], [39.0, 1.0], [-1.0, 5.0], [20.0, 20.5]])
-    found = wanted + torch.tensor([[2.0, 0.0], [0.0, 5.0], [7.0, 7.0], [9.0, 9.0]])
-    expected = ((2 / 20) ** 2 + (5 / 10) ** 2) / 4
-    assert float(equivariance_loss(found, wanted, height=20, width=40)) == pytest.approx(expected)
+def test_equivariance_is_the_squared_distance_of_those_that_count_in_half_image_sides() -> None:
+    wanted = torch.tensor([[10.0, 10.0], [39.0, 1.0], [-1.0, 5.0]])
+    found = wanted + torch.tensor([[2.0, 0.0], [0.0, 5.0], [7.0, 7.0]])
+    expected = ((2 / 20) ** 2 + (5 / 10) ** 2) / 3
+    counted = torch.tensor([True, True, False])
+    assert float(equivariance_loss(found, wanted, counted, height=20, width=40)) == pytest.approx(expected)
 
 
 def test_variance_is_in_half_image_sides() -> None:
