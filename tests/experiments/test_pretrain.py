@@ -178,13 +178,16 @@ def test_signals_write_a_checkpoint_first(tmp_path: Path, number: signal.Signals
 
 
 def test_any_gymnasium_environment_and_cameras_that_move(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """And what it says to type next trains on the keypoints in that scene."""
+    """And what it says to type next trains on the keypoints in that scene, without what no policy was trained with."""
     cameras = str(Path(__file__).with_name("wrist.yaml"))
-    run_in(tmp_path, pretrain.main, [*TINY_PRETRAIN, "--env", "Reacher-v5", "--cameras", cameras, "--run", "moving"])
+    options = ["--env", "Reacher-v5", "--cameras", cameras, "--run", "moving", "--encoder.loss.equivariance", "5"]
+    run_in(tmp_path, pretrain.main, [*TINY_PRETRAIN, *options])
     run = tmp_path / "runs" / "Reacher-v5" / "moving"
+    assert float(rows(run)[-1]["auxiliary/equivariance"]) > 0
     assert kp3d_rl.load(run).num_views == 2 and (run / "cameras.yaml").is_file()
     assert float(rows(run)[-1]["keypoints/view_disagreement_cm"]) > 0
     typed = capsys.readouterr().out.rstrip().split("make train ENV=Reacher-v5 ARGS=")[1]
+    assert "equivariance" not in typed
     again = ["--env", "Reacher-v5", *shlex.split(typed.strip('"'))]
     short = [
         "--total-steps",

@@ -409,6 +409,19 @@ def test_the_layers_option_changes_the_heat_maps() -> None:
     assert (cells["paper"].cells, cells["paper"].stride) == (6, 8.0)
 
 
+@pytest.mark.parametrize("options", [{"dimensions": "2d"}, {"view_weights": "per_view", "layers": "paper"}])
+def test_equivariance_is_asked_of_every_kind_of_encoder(options: dict) -> None:
+    config = dataclasses.replace(SMALL, **options, loss=LossWeights(equivariance=1.0))
+    scene = dot_scene()
+    rig = Rig(scene.rig.intrinsics, scene.rig.world_from_camera, 64, 64)
+    encoder = Keypoint3D(config, rig, scene.workspace)
+    images = torch.randint(0, 255, (4, 3, 64, 64, 3), dtype=torch.uint8)
+    term = auxiliary_terms(encoder, KeypointDecoder(encoder, None), encoder(images), images)["equivariance"]
+    term.backward()
+    assert float(term) > 0 and all(p.grad.isfinite().all() for p in encoder.views.parameters() if p.grad is not None)
+    assert encoder.views[-1].head.weight.grad.abs().sum() > 0
+
+
 def test_two_dimensions_have_no_consistency_term_and_no_depth_in_the_maps() -> None:
     config = dataclasses.replace(SMALL, dimensions="2d")
     assert set(terms_of(config)) == {"reconstruction", "separation", "coverage", "variance"}
