@@ -103,7 +103,7 @@ def pretrained_on(env: str) -> Condition:
     :param env: where.
     """
     # What the preset has, once more: the numbers from before it had that are of another command.
-    turning = " --encoder.loss.equivariance 100" if env in ("push-multiview", "lift-multiview") else ""
+    turning = " --encoder.loss.equivariance 100" if env == "push-multiview" else ""
     options = f"--preset fast --policy mixed{turning}"
     return Condition(env, options, 1, "pretrain", probe=True, env=env, asked="--policy mixed")
 
