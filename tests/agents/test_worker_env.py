@@ -36,7 +36,10 @@ def cluster() -> Iterator[None]:
     """A ray of this machine's, with cores enough for all workers that tests make."""
     import ray
 
-    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    ray.init(
+        address="local",  # not one of the tests' in another process, which ray would find
+        num_cpus=16, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20,
+    )  # fmt: skip
     yield
     ray.shutdown()
 
