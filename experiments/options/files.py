@@ -57,6 +57,21 @@ def read_config(path: str | Path, kind: type[Config]) -> Config:
     return _build(tree, tree.data, kind, ())
 
 
+def with_added(options: dict[str, Any], group: str) -> dict[str, Any]:
+    """A group of options, as a file of a run has it, with those of :data:`ADDED` that it is older than.
+
+    :param options: by name; groups of them are mappings again.
+    :param group: dotted name of the group, as "encoder".
+    :return: another mapping.
+    """
+    filled = {
+        name: with_added(value, f"{group}.{name}") if isinstance(value, dict) else value
+        for name, value in options.items()
+    }
+    own = {option.rpartition(".")[2]: before for option, before in ADDED.items() if option.rpartition(".")[0] == group}
+    return own | filled
+
+
 def _defaults(config_class: type) -> dict[str, Any]:
     """Names of the options with their defaults; groups of options have none."""
     return {field.name: field.default for field in dataclasses.fields(config_class)}

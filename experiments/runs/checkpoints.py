@@ -23,6 +23,7 @@ import torch
 
 from agents.buffers import Stream
 from envs.errors import UserError
+from experiments.options.files import with_added
 from experiments.runs.contents import (
     flatten_optimizers,
     to_json,
@@ -281,7 +282,7 @@ class Checkpoints:
         sums = read_sums(folder)
         self._require_description(sums, folder)
         head = self._head(folder, sums, step)
-        if self.encoder is not None and head["encoder"] != json.loads(json.dumps(self.encoder)):
+        if self.encoder is not None and not self._fits(head["encoder"]):
             raise DamagedError("its encoder's options are not those of the run's config.yaml")
         tensors = with_aliases(_tensors(folder / "policy.safetensors", sums), head["aliases"])
         optimizers = unflatten_optimizers(_tensors(folder / "optimizer.safetensors", sums), head)
@@ -292,6 +293,10 @@ class Checkpoints:
         segments = segments_from_json(head["segments"])
         self._require_listed(sums, segments)
         return Checkpoint(step, tensors, optimizers, state, tuple(segments))
+
+    def _fits(self, encoder: Any) -> bool:
+        """Whether the encoder's options in a checkpoint are those of the run."""
+        return isinstance(encoder, dict) and with_added(encoder, "encoder") == json.loads(json.dumps(self.encoder))
 
     def _existing(self, step: int | None) -> int:
         steps = self.steps()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -13,10 +14,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 import kp3d_rl
 from envs.errors import UserError
 from experiments.options.config import TrainConfig
+from experiments.options.files import ADDED
 from experiments.runs import Run
 from experiments.runs.contents import without_aliases
 from experiments.training.algorithms import load_policy
@@ -117,6 +120,33 @@ def test_shared_modules_are_saved_once(tiny_run: Path) -> None:
     x = torch.ones(2)
     kept, shared = without_aliases({"a": x, "b": x, "c": x.clone()})
     assert set(kept) == {"a", "c"} and shared == {"b": "a"}
+
+
+def test_a_run_from_before_some_options_is_the_same_run(copied: Path, opened: Run) -> None:
+    """Neither its configuration nor its checkpoints have them; any other option they must have."""
+    checkpoint = copied / "checkpoints" / "000000160"
+
+    def leave_out(*options: str) -> None:
+        config = yaml.safe_load((copied / "config.yaml").read_text())
+        head = json.loads((checkpoint / "state.json").read_text())
+        for option in options:
+            *groups, name = option.split(".")
+            for tree in (config, head):
+                group = functools.reduce(lambda part, key: part.get(key, {}), groups, tree)
+                group.pop(name, None)
+        (copied / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        (checkpoint / "state.json").write_text(json.dumps(head))
+        sign(checkpoint)
+
+    leave_out(*ADDED)
+    assert all(option.rpartition(".")[2] not in (copied / "config.yaml").read_text() for option in ADDED)
+    older = Run.open(str(copied))
+    assert older.config == opened.config
+    policy = older.load(160).policy
+    assert policy.keys() == opened.load(160).policy.keys()
+    leave_out("encoder.loss.variance")
+    with pytest.raises(UserError, match=r"encoder.loss.variance': is missing \(default: 2.0\)"):
+        Run.open(str(copied))
 
 
 def test_nothing_of_a_checkpoint_is_unpickled(opened: Run, monkeypatch: pytest.MonkeyPatch) -> None:
