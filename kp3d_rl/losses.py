@@ -144,7 +144,7 @@ def equivariance_loss(found: Tensor, wanted: Tensor, counted: Tensor, height: in
 
     What a keypoint is placed by must then be seen about it: where something leaves the workspace box, or the middle of
     what is seen, is not turned and moved along with an image. Source: Thewlis, Bilen, Vedaldi, "Unsupervised Learning
-    of Object Landmarks by Factorized Spatial Embeddings", ICCV 2017, equation 3.
+    of Object Landmarks by Factorized Spatial Embeddings", ICCV 2017.
 
     :param found: (..., 2) pixels.
     :param wanted: (..., 2) pixels.

@@ -68,8 +68,13 @@ def with_added(options: dict[str, Any], group: str) -> dict[str, Any]:
         name: with_added(value, f"{group}.{name}") if isinstance(value, dict) else value
         for name, value in options.items()
     }
-    own = {option.rpartition(".")[2]: before for option, before in ADDED.items() if option.rpartition(".")[0] == group}
-    return own | filled
+    return _added(group) | filled
+
+
+def _added(group: str) -> dict[str, Any]:
+    """Those of :data:`ADDED` that are in a group, by their names in it; the outermost is ""."""
+    parts = ((*option.rpartition("."), before) for option, before in ADDED.items())
+    return {name: before for own, _, name, before in parts if own == group}
 
 
 def _defaults(config_class: type) -> dict[str, Any]:
@@ -88,14 +93,12 @@ def _build(tree: YamlTree, data: Any, config_class: type, key: Key) -> Any:
     for name in data:
         if name not in defaults:
             raise unknown_key(tree, (*key, name), defaults)
+    data = {name: before for name, before in _added(".".join(key)).items() if name in defaults} | data
     for name, default in defaults.items():
-        if name not in data and ".".join((*key, name)) not in ADDED:
+        if name not in data:
             group = default is dataclasses.MISSING
             raise tree.refusal((*key, name), "is missing" if group else f"is missing (default: {json.dumps(default)})")
-    values = {
-        name: _value(tree, data[name], kinds[name], (*key, name)) if name in data else ADDED[".".join((*key, name))]
-        for name in defaults
-    }
+    values = {name: _value(tree, data[name], kinds[name], (*key, name)) for name in defaults}
     try:
         config = config_class(**values)
     except OptionError as error:
